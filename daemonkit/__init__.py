@@ -1,0 +1,5 @@
+"""What a daemon is made of: lifecycle, clock, config, errors, rpc, ledger, session, command, log, metrics.
+
+Knows no resource of the cloud. Everything that touches time, randomness, threads or subprocesses is here once, so that a
+simulation can replace it.
+"""

@@ -1,0 +1,198 @@
+"""gRPC as all daemons use it: options, servers with health and reflection, errors, request ids.
+
+Options come from measurements: SO_REUSEPORT is off (a second server on the port must fail, not take half the calls), and
+the ping timeout is set beside the keepalive timeout (else a hung peer is seen only after 60 s).
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any
+
+import grpc
+from google.protobuf import any_pb2
+from google.rpc import error_details_pb2, status_pb2
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from grpc_status import rpc_status
+
+from daemonkit import errors, metrics
+from daemonkit.log import request_id
+
+log = logging.getLogger(__name__)
+
+_KEEPALIVE = [
+    ("grpc.keepalive_time_ms", 4000),
+    ("grpc.keepalive_timeout_ms", 4000),
+    ("grpc.http2.ping_timeout_ms", 4000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.max_receive_message_length", 8 << 20),
+]
+SERVER_OPTIONS = [
+    *_KEEPALIVE,
+    ("grpc.so_reuseport", 0),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 1000),
+    ("grpc.http2.max_ping_strikes", 0),
+]
+CLIENT_OPTIONS = [*_KEEPALIVE, ("grpc.use_local_subchannel_pool", 1), ("grpc.http2.max_pings_without_data", 0)]
+
+DOMAIN = "skyrack"
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+# The one table from our errors to gRPC codes; the most specific class wins.
+CODES: dict[type[errors.SkyrackError], grpc.StatusCode] = {
+    errors.InvalidArgument: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    errors.Forbidden: grpc.StatusCode.PERMISSION_DENIED,
+    errors.NotFound: grpc.StatusCode.NOT_FOUND,
+    errors.AlreadyExists: grpc.StatusCode.ALREADY_EXISTS,
+    errors.Conflict: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.QuotaExceeded: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.NoValidHost: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.OutOfSpace: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.Unavailable: grpc.StatusCode.UNAVAILABLE,
+    errors.DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
+    errors.NotLeader: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.Fenced: grpc.StatusCode.ABORTED,
+}
+
+
+def code_of(error: errors.SkyrackError) -> grpc.StatusCode:
+    return next((CODES[cls] for cls in type(error).__mro__ if cls in CODES), grpc.StatusCode.INTERNAL)
+
+
+def to_status(error: errors.SkyrackError) -> Any:
+    """A rich status: ErrorInfo(reason, metadata), and BadRequest naming the field where there is one."""
+    number, _text = code_of(error).value
+    info = any_pb2.Any()
+    info.Pack(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata))
+    status = status_pb2.Status(code=number, message=error.message, details=[info])
+    if isinstance(error, errors.InvalidArgument):
+        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.why)
+        status.details.add().Pack(error_details_pb2.BadRequest(field_violations=[violation]))
+    return rpc_status.to_status(status)
+
+
+def from_rpc_error(error: grpc.RpcError) -> errors.SkyrackError:
+    """The error a peer of ours raised; Unavailable for everything the transport did."""
+    status = rpc_status.from_call(error) if error.trailing_metadata() else None  # type: ignore[attr-defined]
+    for detail in status.details if status else ():
+        info = error_details_pb2.ErrorInfo()
+        if detail.Unpack(info) and info.domain == DOMAIN:
+            return _rebuild(info.reason, status.message if status else "", dict(info.metadata))
+    code = error.code()  # type: ignore[attr-defined]
+    return errors.Unavailable(f"{code.name.lower()}: {error.details()}")  # type: ignore[attr-defined]
+
+
+def _rebuild(reason: str, message: str, metadata: dict[str, str]) -> errors.SkyrackError:
+    if reason == errors.NotLeader.reason:
+        return errors.NotLeader(metadata.get("leader", ""), int(metadata.get("epoch", "0")))
+    rebuilt = errors.BY_REASON.get(reason, errors.SkyrackError).__new__(errors.BY_REASON.get(reason, errors.SkyrackError))
+    errors.SkyrackError.__init__(rebuilt, message, **metadata)
+    if isinstance(rebuilt, errors.InvalidArgument):
+        rebuilt.field, rebuilt.why = metadata.get("field", ""), message
+    return rebuilt
+
+
+class Guard(grpc.aio.ServerInterceptor):
+    """Around every method: request id in and out, our errors to statuses, unknown ones to INTERNAL, counts and times."""
+
+    def __init__(self, new_id: Callable[[], str]) -> None:
+        self._new_id = new_id
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
+        details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler:
+        handler = await continuation(details)
+        if handler is None:
+            return handler
+        given = next((str(v) for k, v in details.invocation_metadata or () if k == "x-request-id"), "")
+        rid = given if _REQUEST_ID.fullmatch(given) else self._new_id()
+        return _guarded(handler, details.method, rid)
+
+
+def _guarded(handler: grpc.RpcMethodHandler, method: str, rid: str) -> grpc.RpcMethodHandler:
+    async def once(request: Any, context: grpc.aio.ServicerContext) -> Any:
+        async with _Watched(method, rid, context):
+            return await (handler.unary_unary or handler.stream_unary)(request, context)
+
+    async def many(request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+        async with _Watched(method, rid, context):
+            async for message in (handler.unary_stream or handler.stream_stream)(request, context):
+                yield message
+
+    kind = {
+        (False, False): grpc.unary_unary_rpc_method_handler,
+        (True, False): grpc.stream_unary_rpc_method_handler,
+        (False, True): grpc.unary_stream_rpc_method_handler,
+        (True, True): grpc.stream_stream_rpc_method_handler,
+    }[handler.request_streaming, handler.response_streaming]
+    return kind(many if handler.response_streaming else once, handler.request_deserializer, handler.response_serializer)
+
+
+class _Watched:
+    def __init__(self, method: str, rid: str, context: grpc.aio.ServicerContext) -> None:
+        self._method, self._rid, self._context = method, rid, context
+
+    async def __aenter__(self) -> None:
+        self._token = request_id.set(self._rid)
+        self._start_s = time.perf_counter()
+        self._context.set_trailing_metadata((("x-request-id", self._rid),))
+
+    async def __aexit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        code = "OK"
+        try:
+            if isinstance(error, errors.SkyrackError):
+                code = code_of(error).name
+                status = to_status(error)
+                trailing = (*status.trailing_metadata, ("x-request-id", self._rid))
+                await self._context.abort(status.code, status.details, trailing)
+            if isinstance(error, Exception) and not isinstance(error, grpc.aio.AbortError):
+                code = "INTERNAL"
+                log.error("internal error", exc_info=error, extra={"method": self._method})
+                hint = f"internal error, request id {self._rid}"
+                await self._context.abort(grpc.StatusCode.INTERNAL, hint, (("x-request-id", self._rid),))
+            if error is not None:
+                code = "CANCELLED" if code == "OK" else code
+        finally:
+            metrics.RPC_S.labels(self._method, code).observe(time.perf_counter() - self._start_s)
+            request_id.reset(self._token)
+
+
+class Server:
+    """A gRPC server with health and reflection. `bind` fails when the port is taken."""
+
+    def __init__(self, new_id: Callable[[], str], interceptors: Sequence[grpc.aio.ServerInterceptor] = ()) -> None:
+        self.grpc = grpc.aio.server(interceptors=[Guard(new_id), *interceptors], options=SERVER_OPTIONS)
+        self._health = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
+
+    def bind(self, address: str, credentials: grpc.ServerCredentials) -> int:
+        """Listens on "host:port"; gives the port. Errors: ConfigError."""
+        try:
+            return self.grpc.add_secure_port(address, credentials)
+        except RuntimeError:
+            raise errors.ConfigError(f"cannot listen on {address}: in use, or not an address of this machine") from None
+
+    async def start(self, service_names: Sequence[str]) -> None:
+        """`service_names`: full names ("skyrack.v1.ServerService") for reflection and health."""
+        reflection.enable_server_reflection(
+            [*service_names, health.SERVICE_NAME, reflection.SERVICE_NAME], self.grpc
+        )
+        await self.grpc.start()
+        for name in ("", *service_names):
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+
+    async def stop(self, grace_s: float = 1.0) -> None:
+        await self._health.enter_graceful_shutdown()
+        await self.grpc.stop(grace_s)
+
+
+def channel(address: str, credentials: grpc.ChannelCredentials) -> grpc.aio.Channel:
+    return grpc.aio.secure_channel(address, credentials, options=CLIENT_OPTIONS)
+
