@@ -22,12 +22,11 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
-from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from skyrack.v1 import common_pb2 as skyrack_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17skyrack/v1/server.proto\x12\nskyrack.v1\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17skyrack/v1/common.proto\"\xb3\x05\n\x06Server\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x12\n\nproject_id\x18\x03 \x01(\t\x12&\n\x05state\x18\x04 \x01(\x0e\x32\x17.skyrack.v1.ServerState\x12\x11\n\tflavor_id\x18\x05 \x01(\t\x12\x13\n\x0b\x66lavor_name\x18\x06 \x01(\t\x12\r\n\x05vcpus\x18\x07 \x01(\r\x12\x12\n\nmemory_mib\x18\x08 \x01(\x04\x12\x10\n\x08\x64isk_gib\x18\t \x01(\x04\x12\x10\n\x08image_id\x18\n \x01(\t\x12,\n\taddresses\x18\x0b \x03(\x0b\x32\x19.skyrack.v1.ServerAddress\x12+\n\x0b\x61ttachments\x18\x0c \x03(\x0b\x32\x16.skyrack.v1.Attachment\x12\x14\n\x0ckeypair_name\x18\r \x01(\t\x12\x32\n\x08metadata\x18\x0e \x03(\x0b\x32 .skyrack.v1.Server.MetadataEntry\x12\x0c\n\x04node\x18\x0f \x01(\t\x12 \n\x05\x66\x61ult\x18\x10 \x01(\x0b\x32\x11.skyrack.v1.Fault\x12\x0f\n\x07task_id\x18\x11 \x01(\t\x12.\n\ncreated_at\x18\x12 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\x13 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0blaunched_at\x18\x14 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07user_id\x18\x15 \x01(\t\x12+\n\x08timeline\x18\x16 \x03(\x0b\x32\x19.skyrack.v1.TimelineEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"x\n\rServerAddress\x12\x12\n\nnetwork_id\x18\x01 \x01(\t\x12\x14\n\x0cnetwork_name\x18\x02 \x01(\t\x12\x0f\n\x07port_id\x18\x03 \x01(\t\x12\n\n\x02ip\x18\x04 \x01(\t\x12\x0b\n\x03mac\x18\x05 \x01(\t\x12\x13\n\x0b\x66loating_ip\x18\x06 \x01(\t\"b\n\rTimelineEntry\x12\x0c\n\x04name\x18\x01 \x01(\t\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x19\n\x11since_accepted_ms\x18\x03 \x01(\r\"\x9a\x03\n\x13\x43reateServerRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tflavor_id\x18\x02 \x01(\t\x12\x10\n\x08image_id\x18\x03 \x01(\t\x12+\n\x08networks\x18\x04 \x03(\x0b\x32\x19.skyrack.v1.ServerNetwork\x12\x1a\n\x12security_group_ids\x18\x05 \x03(\t\x12\x14\n\x0ckeypair_name\x18\x06 \x01(\t\x12\x11\n\tuser_data\x18\x07 \x01(\x0c\x12?\n\x08metadata\x18\x08 \x03(\x0b\x32-.skyrack.v1.CreateServerRequest.MetadataEntry\x12\x12\n\nvolume_ids\x18\t \x03(\t\x12\x14\n\x0c\x63onfig_drive\x18\n \x01(\x08\x12\x17\n\x0fidempotency_key\x18\x0b \x01(\t\x12\x1b\n\x13\x64ifferent_node_than\x18\x0c \x01(\t\x12\x0c\n\x04node\x18\r \x01(\t\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"F\n\rServerNetwork\x12\x12\n\nnetwork_id\x18\x01 \x01(\t\x12\x0f\n\x07port_id\x18\x02 \x01(\t\x12\x10\n\x08\x66ixed_ip\x18\x03 \x01(\t\"%\n\x10GetServerRequest\x12\x11\n\tserver_id\x18\x01 \x01(\t\"\x87\x01\n\x12ListServersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x14\n\x0c\x61ll_projects\x18\x04 \x01(\x08\x12&\n\x05state\x18\x05 \x01(\x0e\x32\x17.skyrack.v1.ServerState\"S\n\x13ListServersResponse\x12#\n\x07servers\x18\x01 \x03(\x0b\x32\x12.skyrack.v1.Server\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xd0\x01\n\x13UpdateServerRequest\x12\x11\n\tserver_id\x18\x01 \x01(\t\x12\x11\n\x04name\x18\x02 \x01(\tH\x00\x88\x01\x01\x12?\n\x08metadata\x18\x03 \x03(\x0b\x32-.skyrack.v1.UpdateServerRequest.MetadataEntry\x12\x18\n\x10replace_metadata\x18\x04 \x01(\x08\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x07\n\x05_name\"(\n\x13\x44\x65leteServerRequest\x12\x11\n\tserver_id\x18\x01 \x01(\t\"\'\n\x12StartServerRequest\x12\x11\n\tserver_id\x18\x01 \x01(\t\"&\n\x11StopServerRequest\x12\x11\n\tserver_id\x18\x01 \x01(\t\"6\n\x13RebootServerRequest\x12\x11\n\tserver_id\x18\x01 \x01(\t\x12\x0c\n\x04hard\x18\x02 \x01(\x08\"<\n\x14GetConsoleLogRequest\x12\x11\n\tserver_id\x18\x01 \x01(\t\x12\x11\n\tbytes_max\x18\x02 \x01(\r\"\x1a\n\nConsoleLog\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"T\n\x13\x41ttachVolumeRequest\x12\x11\n\tserver_id\x18\x01 \x01(\t\x12\x11\n\tvolume_id\x18\x02 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x03 \x01(\t\";\n\x13\x44\x65tachVolumeRequest\x12\x11\n\tserver_id\x18\x01 \x01(\t\x12\x11\n\tvolume_id\x18\x02 \x01(\t\"z\n\nAttachment\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\tserver_id\x18\x02 \x01(\t\x12\x11\n\tvolume_id\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12*\n\x05state\x18\x05 \x01(\x0e\x32\x1b.skyrack.v1.AttachmentState*\xae\x02\n\x0bServerState\x12\x1c\n\x18SERVER_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12SERVER_STATE_BUILD\x10\x01\x12\x17\n\x13SERVER_STATE_ACTIVE\x10\x02\x12\x18\n\x14SERVER_STATE_STOPPED\x10\x03\x12\x19\n\x15SERVER_STATE_STARTING\x10\x04\x12\x19\n\x15SERVER_STATE_STOPPING\x10\x05\x12\x1a\n\x16SERVER_STATE_REBOOTING\x10\x06\x12\x19\n\x15SERVER_STATE_DELETING\x10\x07\x12\x16\n\x12SERVER_STATE_ERROR\x10\x08\x12\x18\n\x14SERVER_STATE_UNKNOWN\x10\t\x12\x17\n\x13SERVER_STATE_PAUSED\x10\n*\x92\x01\n\x0f\x41ttachmentState\x12 \n\x1c\x41TTACHMENT_STATE_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x41TTACHMENT_STATE_ATTACHING\x10\x01\x12\x1d\n\x19\x41TTACHMENT_STATE_ATTACHED\x10\x02\x12\x1e\n\x1a\x41TTACHMENT_STATE_DETACHING\x10\x03\x32\x93\x06\n\rServerService\x12\x43\n\x0c\x43reateServer\x12\x1f.skyrack.v1.CreateServerRequest\x1a\x12.skyrack.v1.Server\x12=\n\tGetServer\x12\x1c.skyrack.v1.GetServerRequest\x1a\x12.skyrack.v1.Server\x12N\n\x0bListServers\x12\x1e.skyrack.v1.ListServersRequest\x1a\x1f.skyrack.v1.ListServersResponse\x12\x43\n\x0cUpdateServer\x12\x1f.skyrack.v1.UpdateServerRequest\x1a\x12.skyrack.v1.Server\x12\x43\n\x0c\x44\x65leteServer\x12\x1f.skyrack.v1.DeleteServerRequest\x1a\x12.skyrack.v1.Server\x12\x41\n\x0bStartServer\x12\x1e.skyrack.v1.StartServerRequest\x1a\x12.skyrack.v1.Server\x12?\n\nStopServer\x12\x1d.skyrack.v1.StopServerRequest\x1a\x12.skyrack.v1.Server\x12\x43\n\x0cRebootServer\x12\x1f.skyrack.v1.RebootServerRequest\x1a\x12.skyrack.v1.Server\x12I\n\rGetConsoleLog\x12 .skyrack.v1.GetConsoleLogRequest\x1a\x16.skyrack.v1.ConsoleLog\x12G\n\x0c\x41ttachVolume\x12\x1f.skyrack.v1.AttachVolumeRequest\x1a\x16.skyrack.v1.Attachment\x12G\n\x0c\x44\x65tachVolume\x12\x1f.skyrack.v1.DetachVolumeRequest\x1a\x16.skyrack.v1.Attachmentb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17skyrack/v1/server.proto\x12\nskyrack.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17skyrack/v1/common.proto\"\xb3\x05\n\x06Server\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x12\n\nproject_id\x18\x03 \x01(\t\x12&\n\x05state\x18\x04 \x01(\x0e\x32\x17.skyrack.v1.ServerState\x12\x11\n\tflavor_id\x18\x05 \x01(\t\x12\x13\n\x0b\x66lavor_name\x18\x06 \x01(\t\x12\r\n\x05vcpus\x18\x07 \x01(\r\x12\x12\n\nmemory_mib\x18\x08 \x01(\x04\x12\x10\n\x08\x64isk_gib\x18\t \x01(\x04\x12\x10\n\x08image_id\x18\n \x01(\t\x12,\n\taddresses\x18\x0b \x03(\x0b\x32\x19.skyrack.v1.ServerAddress\x12+\n\x0b\x61ttachments\x18\x0c \x03(\x0b\x32\x16.skyrack.v1.Attachment\x12\x14\n\x0ckeypair_name\x18\r \x01(\t\x12\x32\n\x08metadata\x18\x0e \x03(\x0b\x32 .skyrack.v1.Server.MetadataEntry\x12\x0c\n\x04node\x18\x0f \x01(\t\x12 \n\x05\x66\x61ult\x18\x10 \x01(\x0b\x32\x11.skyrack.v1.Fault\x12\x0f\n\x07task_id\x18\x11 \x01(\t\x12.\n\ncreated_at\x18\x12 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\x13 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0blaunched_at\x18\x14 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07user_id\x18\x15 \x01(\t\x12+\n\x08timeline\x18\x16 \x03(\x0b\x32\x19.skyrack.v1.TimelineEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"x\n\rServerAddress\x12\x12\n\nnetwork_id\x18\x01 \x01(\t\x12\x14\n\x0cnetwork_name\x18\x02 \x01(\t\x12\x0f\n\x07port_id\x18\x03 \x01(\t\x12\n\n\x02ip\x18\x04 \x01(\t\x12\x0b\n\x03mac\x18\x05 \x01(\t\x12\x13\n\x0b\x66loating_ip\x18\x06 \x01(\t\"b\n\rTimelineEntry\x12\x0c\n\x04name\x18\x01 \x01(\t\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x19\n\x11since_accepted_ms\x18\x03 \x01(\r\"\x9a\x03\n\x13\x43reateServerRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tflavor_id\x18\x02 \x01(\t\x12\x10\n\x08image_id\x18\x03 \x01(\t\x12+\n\x08networks\x18\x04 \x03(\x0b\x32\x19.skyrack.v1.ServerNetwork\x12\x1a\n\x12security_group_ids\x18\x05 \x03(\t\x12\x14\n\x0ckeypair_name\x18\x06 \x01(\t\x12\x11\n\tuser_data\x18\x07 \x01(\x0c\x12?\n\x08metadata\x18\x08 \x03(\x0b\x32-.skyrack.v1.CreateServerRequest.MetadataEntry\x12\x12\n\nvolume_ids\x18\t \x03(\t\x12\x14\n\x0c\x63onfig_drive\x18\n \x01(\x08\x12\x17\n\x0fidempotency_key\x18\x0b \x01(\t\x12\x1b\n\x13\x64ifferent_node_than\x18\x0c \x01(\t\x12\x0c\n\x04node\x18\r \x01(\t\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"F\n\rServerNetwork\x12\x12\n\nnetwork_id\x18\x01 \x01(\t\x12\x0f\n\x07port_id\x18\x02 \x01(\t\x12\x10\n\x08\x66ixed_ip\x18\x03 \x01(\t\"%\n\x10GetServerRequest\x12\x11\n\tserver_id\x18\x01 \x01(\t\"\x87\x01\n\x12ListServersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x14\n\x0c\x61ll_projects\x18\x04 \x01(\x08\x12&\n\x05state\x18\x05 \x01(\x0e\x32\x17.skyrack.v1.ServerState\"S\n\x13ListServersResponse\x12#\n\x07servers\x18\x01 \x03(\x0b\x32\x12.skyrack.v1.Server\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xd0\x01\n\x13UpdateServerRequest\x12\x11\n\tserver_id\x18\x01 \x01(\t\x12\x11\n\x04name\x18\x02 \x01(\tH\x00\x88\x01\x01\x12?\n\x08metadata\x18\x03 \x03(\x0b\x32-.skyrack.v1.UpdateServerRequest.MetadataEntry\x12\x18\n\x10replace_metadata\x18\x04 \x01(\x08\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x07\n\x05_name\"(\n\x13\x44\x65leteServerRequest\x12\x11\n\tserver_id\x18\x01 \x01(\t\"\'\n\x12StartServerRequest\x12\x11\n\tserver_id\x18\x01 \x01(\t\"&\n\x11StopServerRequest\x12\x11\n\tserver_id\x18\x01 \x01(\t\"6\n\x13RebootServerRequest\x12\x11\n\tserver_id\x18\x01 \x01(\t\x12\x0c\n\x04hard\x18\x02 \x01(\x08\"<\n\x14GetConsoleLogRequest\x12\x11\n\tserver_id\x18\x01 \x01(\t\x12\x11\n\tbytes_max\x18\x02 \x01(\r\"\x1a\n\nConsoleLog\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"T\n\x13\x41ttachVolumeRequest\x12\x11\n\tserver_id\x18\x01 \x01(\t\x12\x11\n\tvolume_id\x18\x02 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x03 \x01(\t\";\n\x13\x44\x65tachVolumeRequest\x12\x11\n\tserver_id\x18\x01 \x01(\t\x12\x11\n\tvolume_id\x18\x02 \x01(\t\"z\n\nAttachment\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\tserver_id\x18\x02 \x01(\t\x12\x11\n\tvolume_id\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12*\n\x05state\x18\x05 \x01(\x0e\x32\x1b.skyrack.v1.AttachmentState*\xae\x02\n\x0bServerState\x12\x1c\n\x18SERVER_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12SERVER_STATE_BUILD\x10\x01\x12\x17\n\x13SERVER_STATE_ACTIVE\x10\x02\x12\x18\n\x14SERVER_STATE_STOPPED\x10\x03\x12\x19\n\x15SERVER_STATE_STARTING\x10\x04\x12\x19\n\x15SERVER_STATE_STOPPING\x10\x05\x12\x1a\n\x16SERVER_STATE_REBOOTING\x10\x06\x12\x19\n\x15SERVER_STATE_DELETING\x10\x07\x12\x16\n\x12SERVER_STATE_ERROR\x10\x08\x12\x18\n\x14SERVER_STATE_UNKNOWN\x10\t\x12\x17\n\x13SERVER_STATE_PAUSED\x10\n*\x92\x01\n\x0f\x41ttachmentState\x12 \n\x1c\x41TTACHMENT_STATE_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x41TTACHMENT_STATE_ATTACHING\x10\x01\x12\x1d\n\x19\x41TTACHMENT_STATE_ATTACHED\x10\x02\x12\x1e\n\x1a\x41TTACHMENT_STATE_DETACHING\x10\x03\x32\x93\x06\n\rServerService\x12\x43\n\x0c\x43reateServer\x12\x1f.skyrack.v1.CreateServerRequest\x1a\x12.skyrack.v1.Server\x12=\n\tGetServer\x12\x1c.skyrack.v1.GetServerRequest\x1a\x12.skyrack.v1.Server\x12N\n\x0bListServers\x12\x1e.skyrack.v1.ListServersRequest\x1a\x1f.skyrack.v1.ListServersResponse\x12\x43\n\x0cUpdateServer\x12\x1f.skyrack.v1.UpdateServerRequest\x1a\x12.skyrack.v1.Server\x12\x43\n\x0c\x44\x65leteServer\x12\x1f.skyrack.v1.DeleteServerRequest\x1a\x12.skyrack.v1.Server\x12\x41\n\x0bStartServer\x12\x1e.skyrack.v1.StartServerRequest\x1a\x12.skyrack.v1.Server\x12?\n\nStopServer\x12\x1d.skyrack.v1.StopServerRequest\x1a\x12.skyrack.v1.Server\x12\x43\n\x0cRebootServer\x12\x1f.skyrack.v1.RebootServerRequest\x1a\x12.skyrack.v1.Server\x12I\n\rGetConsoleLog\x12 .skyrack.v1.GetConsoleLogRequest\x1a\x16.skyrack.v1.ConsoleLog\x12G\n\x0c\x41ttachVolume\x12\x1f.skyrack.v1.AttachVolumeRequest\x1a\x16.skyrack.v1.Attachment\x12G\n\x0c\x44\x65tachVolume\x12\x1f.skyrack.v1.DetachVolumeRequest\x1a\x16.skyrack.v1.Attachmentb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,52 +39,52 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATESERVERREQUEST_METADATAENTRY']._serialized_options = b'8\001'
   _globals['_UPDATESERVERREQUEST_METADATAENTRY']._loaded_options = None
   _globals['_UPDATESERVERREQUEST_METADATAENTRY']._serialized_options = b'8\001'
-  _globals['_SERVERSTATE']._serialized_start=2541
-  _globals['_SERVERSTATE']._serialized_end=2843
-  _globals['_ATTACHMENTSTATE']._serialized_start=2846
-  _globals['_ATTACHMENTSTATE']._serialized_end=2992
-  _globals['_SERVER']._serialized_start=127
-  _globals['_SERVER']._serialized_end=818
-  _globals['_SERVER_METADATAENTRY']._serialized_start=771
-  _globals['_SERVER_METADATAENTRY']._serialized_end=818
-  _globals['_SERVERADDRESS']._serialized_start=820
-  _globals['_SERVERADDRESS']._serialized_end=940
-  _globals['_TIMELINEENTRY']._serialized_start=942
-  _globals['_TIMELINEENTRY']._serialized_end=1040
-  _globals['_CREATESERVERREQUEST']._serialized_start=1043
-  _globals['_CREATESERVERREQUEST']._serialized_end=1453
-  _globals['_CREATESERVERREQUEST_METADATAENTRY']._serialized_start=771
-  _globals['_CREATESERVERREQUEST_METADATAENTRY']._serialized_end=818
-  _globals['_SERVERNETWORK']._serialized_start=1455
-  _globals['_SERVERNETWORK']._serialized_end=1525
-  _globals['_GETSERVERREQUEST']._serialized_start=1527
-  _globals['_GETSERVERREQUEST']._serialized_end=1564
-  _globals['_LISTSERVERSREQUEST']._serialized_start=1567
-  _globals['_LISTSERVERSREQUEST']._serialized_end=1702
-  _globals['_LISTSERVERSRESPONSE']._serialized_start=1704
-  _globals['_LISTSERVERSRESPONSE']._serialized_end=1787
-  _globals['_UPDATESERVERREQUEST']._serialized_start=1790
-  _globals['_UPDATESERVERREQUEST']._serialized_end=1998
-  _globals['_UPDATESERVERREQUEST_METADATAENTRY']._serialized_start=771
-  _globals['_UPDATESERVERREQUEST_METADATAENTRY']._serialized_end=818
-  _globals['_DELETESERVERREQUEST']._serialized_start=2000
-  _globals['_DELETESERVERREQUEST']._serialized_end=2040
-  _globals['_STARTSERVERREQUEST']._serialized_start=2042
-  _globals['_STARTSERVERREQUEST']._serialized_end=2081
-  _globals['_STOPSERVERREQUEST']._serialized_start=2083
-  _globals['_STOPSERVERREQUEST']._serialized_end=2121
-  _globals['_REBOOTSERVERREQUEST']._serialized_start=2123
-  _globals['_REBOOTSERVERREQUEST']._serialized_end=2177
-  _globals['_GETCONSOLELOGREQUEST']._serialized_start=2179
-  _globals['_GETCONSOLELOGREQUEST']._serialized_end=2239
-  _globals['_CONSOLELOG']._serialized_start=2241
-  _globals['_CONSOLELOG']._serialized_end=2267
-  _globals['_ATTACHVOLUMEREQUEST']._serialized_start=2269
-  _globals['_ATTACHVOLUMEREQUEST']._serialized_end=2353
-  _globals['_DETACHVOLUMEREQUEST']._serialized_start=2355
-  _globals['_DETACHVOLUMEREQUEST']._serialized_end=2414
-  _globals['_ATTACHMENT']._serialized_start=2416
-  _globals['_ATTACHMENT']._serialized_end=2538
-  _globals['_SERVERSERVICE']._serialized_start=2995
-  _globals['_SERVERSERVICE']._serialized_end=3782
+  _globals['_SERVERSTATE']._serialized_start=2512
+  _globals['_SERVERSTATE']._serialized_end=2814
+  _globals['_ATTACHMENTSTATE']._serialized_start=2817
+  _globals['_ATTACHMENTSTATE']._serialized_end=2963
+  _globals['_SERVER']._serialized_start=98
+  _globals['_SERVER']._serialized_end=789
+  _globals['_SERVER_METADATAENTRY']._serialized_start=742
+  _globals['_SERVER_METADATAENTRY']._serialized_end=789
+  _globals['_SERVERADDRESS']._serialized_start=791
+  _globals['_SERVERADDRESS']._serialized_end=911
+  _globals['_TIMELINEENTRY']._serialized_start=913
+  _globals['_TIMELINEENTRY']._serialized_end=1011
+  _globals['_CREATESERVERREQUEST']._serialized_start=1014
+  _globals['_CREATESERVERREQUEST']._serialized_end=1424
+  _globals['_CREATESERVERREQUEST_METADATAENTRY']._serialized_start=742
+  _globals['_CREATESERVERREQUEST_METADATAENTRY']._serialized_end=789
+  _globals['_SERVERNETWORK']._serialized_start=1426
+  _globals['_SERVERNETWORK']._serialized_end=1496
+  _globals['_GETSERVERREQUEST']._serialized_start=1498
+  _globals['_GETSERVERREQUEST']._serialized_end=1535
+  _globals['_LISTSERVERSREQUEST']._serialized_start=1538
+  _globals['_LISTSERVERSREQUEST']._serialized_end=1673
+  _globals['_LISTSERVERSRESPONSE']._serialized_start=1675
+  _globals['_LISTSERVERSRESPONSE']._serialized_end=1758
+  _globals['_UPDATESERVERREQUEST']._serialized_start=1761
+  _globals['_UPDATESERVERREQUEST']._serialized_end=1969
+  _globals['_UPDATESERVERREQUEST_METADATAENTRY']._serialized_start=742
+  _globals['_UPDATESERVERREQUEST_METADATAENTRY']._serialized_end=789
+  _globals['_DELETESERVERREQUEST']._serialized_start=1971
+  _globals['_DELETESERVERREQUEST']._serialized_end=2011
+  _globals['_STARTSERVERREQUEST']._serialized_start=2013
+  _globals['_STARTSERVERREQUEST']._serialized_end=2052
+  _globals['_STOPSERVERREQUEST']._serialized_start=2054
+  _globals['_STOPSERVERREQUEST']._serialized_end=2092
+  _globals['_REBOOTSERVERREQUEST']._serialized_start=2094
+  _globals['_REBOOTSERVERREQUEST']._serialized_end=2148
+  _globals['_GETCONSOLELOGREQUEST']._serialized_start=2150
+  _globals['_GETCONSOLELOGREQUEST']._serialized_end=2210
+  _globals['_CONSOLELOG']._serialized_start=2212
+  _globals['_CONSOLELOG']._serialized_end=2238
+  _globals['_ATTACHVOLUMEREQUEST']._serialized_start=2240
+  _globals['_ATTACHVOLUMEREQUEST']._serialized_end=2324
+  _globals['_DETACHVOLUMEREQUEST']._serialized_start=2326
+  _globals['_DETACHVOLUMEREQUEST']._serialized_end=2385
+  _globals['_ATTACHMENT']._serialized_start=2387
+  _globals['_ATTACHMENT']._serialized_end=2509
+  _globals['_SERVERSERVICE']._serialized_start=2966
+  _globals['_SERVERSERVICE']._serialized_end=3753
 # @@protoc_insertion_point(module_scope)

@@ -22,35 +22,34 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
-from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from skyrack.v1 import common_pb2 as skyrack_dot_v1_dot_common__pb2
 from skyrack.v1 import server_pb2 as skyrack_dot_v1_dot_server__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17skyrack/v1/volume.proto\x12\nskyrack.v1\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17skyrack/v1/common.proto\x1a\x17skyrack/v1/server.proto\"\x9f\x02\n\x06Volume\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x12\n\nproject_id\x18\x03 \x01(\t\x12&\n\x05state\x18\x04 \x01(\x0e\x32\x17.skyrack.v1.VolumeState\x12\x10\n\x08size_gib\x18\x05 \x01(\x04\x12\x10\n\x08image_id\x18\x06 \x01(\t\x12*\n\nattachment\x18\x07 \x01(\x0b\x32\x16.skyrack.v1.Attachment\x12 \n\x05\x66\x61ult\x18\x08 \x01(\x0b\x32\x11.skyrack.v1.Fault\x12.\n\ncreated_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04node\x18\n \x01(\t\x12\x0f\n\x07task_id\x18\x0b \x01(\t\"`\n\x13\x43reateVolumeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08size_gib\x18\x02 \x01(\x04\x12\x10\n\x08image_id\x18\x03 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x04 \x01(\t\"%\n\x10GetVolumeRequest\x12\x11\n\tvolume_id\x18\x01 \x01(\t\"_\n\x12ListVolumesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x14\n\x0c\x61ll_projects\x18\x04 \x01(\x08\"S\n\x13ListVolumesResponse\x12#\n\x07volumes\x18\x01 \x03(\x0b\x32\x12.skyrack.v1.Volume\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"D\n\x13UpdateVolumeRequest\x12\x11\n\tvolume_id\x18\x01 \x01(\t\x12\x11\n\x04name\x18\x02 \x01(\tH\x00\x88\x01\x01\x42\x07\n\x05_name\"(\n\x13\x44\x65leteVolumeRequest\x12\x11\n\tvolume_id\x18\x01 \x01(\t*\xe6\x01\n\x0bVolumeState\x12\x1c\n\x18VOLUME_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15VOLUME_STATE_CREATING\x10\x01\x12\x1a\n\x16VOLUME_STATE_AVAILABLE\x10\x02\x12\x1a\n\x16VOLUME_STATE_ATTACHING\x10\x03\x12\x17\n\x13VOLUME_STATE_IN_USE\x10\x04\x12\x1a\n\x16VOLUME_STATE_DETACHING\x10\x05\x12\x19\n\x15VOLUME_STATE_DELETING\x10\x06\x12\x16\n\x12VOLUME_STATE_ERROR\x10\x07\x32\xed\x02\n\rVolumeService\x12\x43\n\x0c\x43reateVolume\x12\x1f.skyrack.v1.CreateVolumeRequest\x1a\x12.skyrack.v1.Volume\x12=\n\tGetVolume\x12\x1c.skyrack.v1.GetVolumeRequest\x1a\x12.skyrack.v1.Volume\x12N\n\x0bListVolumes\x12\x1e.skyrack.v1.ListVolumesRequest\x1a\x1f.skyrack.v1.ListVolumesResponse\x12\x43\n\x0cUpdateVolume\x12\x1f.skyrack.v1.UpdateVolumeRequest\x1a\x12.skyrack.v1.Volume\x12\x43\n\x0c\x44\x65leteVolume\x12\x1f.skyrack.v1.DeleteVolumeRequest\x1a\x12.skyrack.v1.Volumeb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17skyrack/v1/volume.proto\x12\nskyrack.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17skyrack/v1/common.proto\x1a\x17skyrack/v1/server.proto\"\x9f\x02\n\x06Volume\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x12\n\nproject_id\x18\x03 \x01(\t\x12&\n\x05state\x18\x04 \x01(\x0e\x32\x17.skyrack.v1.VolumeState\x12\x10\n\x08size_gib\x18\x05 \x01(\x04\x12\x10\n\x08image_id\x18\x06 \x01(\t\x12*\n\nattachment\x18\x07 \x01(\x0b\x32\x16.skyrack.v1.Attachment\x12 \n\x05\x66\x61ult\x18\x08 \x01(\x0b\x32\x11.skyrack.v1.Fault\x12.\n\ncreated_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04node\x18\n \x01(\t\x12\x0f\n\x07task_id\x18\x0b \x01(\t\"`\n\x13\x43reateVolumeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08size_gib\x18\x02 \x01(\x04\x12\x10\n\x08image_id\x18\x03 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x04 \x01(\t\"%\n\x10GetVolumeRequest\x12\x11\n\tvolume_id\x18\x01 \x01(\t\"_\n\x12ListVolumesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x14\n\x0c\x61ll_projects\x18\x04 \x01(\x08\"S\n\x13ListVolumesResponse\x12#\n\x07volumes\x18\x01 \x03(\x0b\x32\x12.skyrack.v1.Volume\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"D\n\x13UpdateVolumeRequest\x12\x11\n\tvolume_id\x18\x01 \x01(\t\x12\x11\n\x04name\x18\x02 \x01(\tH\x00\x88\x01\x01\x42\x07\n\x05_name\"(\n\x13\x44\x65leteVolumeRequest\x12\x11\n\tvolume_id\x18\x01 \x01(\t*\xe6\x01\n\x0bVolumeState\x12\x1c\n\x18VOLUME_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15VOLUME_STATE_CREATING\x10\x01\x12\x1a\n\x16VOLUME_STATE_AVAILABLE\x10\x02\x12\x1a\n\x16VOLUME_STATE_ATTACHING\x10\x03\x12\x17\n\x13VOLUME_STATE_IN_USE\x10\x04\x12\x1a\n\x16VOLUME_STATE_DETACHING\x10\x05\x12\x19\n\x15VOLUME_STATE_DELETING\x10\x06\x12\x16\n\x12VOLUME_STATE_ERROR\x10\x07\x32\xed\x02\n\rVolumeService\x12\x43\n\x0c\x43reateVolume\x12\x1f.skyrack.v1.CreateVolumeRequest\x1a\x12.skyrack.v1.Volume\x12=\n\tGetVolume\x12\x1c.skyrack.v1.GetVolumeRequest\x1a\x12.skyrack.v1.Volume\x12N\n\x0bListVolumes\x12\x1e.skyrack.v1.ListVolumesRequest\x1a\x1f.skyrack.v1.ListVolumesResponse\x12\x43\n\x0cUpdateVolume\x12\x1f.skyrack.v1.UpdateVolumeRequest\x1a\x12.skyrack.v1.Volume\x12\x43\n\x0c\x44\x65leteVolume\x12\x1f.skyrack.v1.DeleteVolumeRequest\x1a\x12.skyrack.v1.Volumeb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'skyrack.v1.volume_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_VOLUMESTATE']._serialized_start=873
-  _globals['_VOLUMESTATE']._serialized_end=1103
-  _globals['_VOLUME']._serialized_start=152
-  _globals['_VOLUME']._serialized_end=439
-  _globals['_CREATEVOLUMEREQUEST']._serialized_start=441
-  _globals['_CREATEVOLUMEREQUEST']._serialized_end=537
-  _globals['_GETVOLUMEREQUEST']._serialized_start=539
-  _globals['_GETVOLUMEREQUEST']._serialized_end=576
-  _globals['_LISTVOLUMESREQUEST']._serialized_start=578
-  _globals['_LISTVOLUMESREQUEST']._serialized_end=673
-  _globals['_LISTVOLUMESRESPONSE']._serialized_start=675
-  _globals['_LISTVOLUMESRESPONSE']._serialized_end=758
-  _globals['_UPDATEVOLUMEREQUEST']._serialized_start=760
-  _globals['_UPDATEVOLUMEREQUEST']._serialized_end=828
-  _globals['_DELETEVOLUMEREQUEST']._serialized_start=830
-  _globals['_DELETEVOLUMEREQUEST']._serialized_end=870
-  _globals['_VOLUMESERVICE']._serialized_start=1106
-  _globals['_VOLUMESERVICE']._serialized_end=1471
+  _globals['_VOLUMESTATE']._serialized_start=844
+  _globals['_VOLUMESTATE']._serialized_end=1074
+  _globals['_VOLUME']._serialized_start=123
+  _globals['_VOLUME']._serialized_end=410
+  _globals['_CREATEVOLUMEREQUEST']._serialized_start=412
+  _globals['_CREATEVOLUMEREQUEST']._serialized_end=508
+  _globals['_GETVOLUMEREQUEST']._serialized_start=510
+  _globals['_GETVOLUMEREQUEST']._serialized_end=547
+  _globals['_LISTVOLUMESREQUEST']._serialized_start=549
+  _globals['_LISTVOLUMESREQUEST']._serialized_end=644
+  _globals['_LISTVOLUMESRESPONSE']._serialized_start=646
+  _globals['_LISTVOLUMESRESPONSE']._serialized_end=729
+  _globals['_UPDATEVOLUMEREQUEST']._serialized_start=731
+  _globals['_UPDATEVOLUMEREQUEST']._serialized_end=799
+  _globals['_DELETEVOLUMEREQUEST']._serialized_start=801
+  _globals['_DELETEVOLUMEREQUEST']._serialized_end=841
+  _globals['_VOLUMESERVICE']._serialized_start=1077
+  _globals['_VOLUMESERVICE']._serialized_end=1442
 # @@protoc_insertion_point(module_scope)
