@@ -105,7 +105,7 @@ def _describe(cls: type[Any], table: str) -> list[str]:
     for f in dataclasses.fields(cls):
         if dataclasses.is_dataclass(hints[f.name]):
             name = f"{table}.{f.name}" if table else f.name
-            tables += ["", f"[{name}]", *_describe(hints[f.name], name)]  # type: ignore[arg-type]
+            tables += ["", f"[{name}]", *_describe(hints[f.name], name)]
             continue
         value = getattr(defaults, f.name)
         text = json.dumps(str(value) if isinstance(value, Path) else value)

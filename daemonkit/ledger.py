@@ -51,7 +51,7 @@ class Ledger:
 
     def _get(self, key: str, default: int | str) -> int | str:
         row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
-        return default if row is None else row[0]  # type: ignore[no-any-return]
+        return default if row is None else row[0]
 
     # ---- epoch
 

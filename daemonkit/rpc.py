@@ -6,14 +6,15 @@ the ping timeout is set beside the keepalive timeout (else a hung peer is seen o
 
 from __future__ import annotations
 
+import inspect
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeAlias
 
 import grpc
-from google.protobuf import any_pb2
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
@@ -40,7 +41,13 @@ SERVER_OPTIONS = [
 CLIENT_OPTIONS = [*_KEEPALIVE, ("grpc.use_local_subchannel_pool", 1), ("grpc.http2.max_pings_without_data", 0)]
 
 DOMAIN = "skyrack"
+# Trailing metadata has 8 KiB for all; a message is in it twice, once in base64 and once with % escapes.
+MESSAGE_BYTES_MAX = 1000
+VALUE_BYTES_MAX = 200
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic for the type checker only
 
 # The one table from our errors to gRPC codes; the most specific class wins.
 CODES: dict[type[errors.SkyrackError], grpc.StatusCode] = {
@@ -67,33 +74,55 @@ def code_of(error: errors.SkyrackError) -> grpc.StatusCode:
 def to_status(error: errors.SkyrackError) -> Any:
     """A rich status: ErrorInfo(reason, metadata), and BadRequest naming the field where there is one."""
     number, _text = code_of(error).value
-    info = any_pb2.Any()
-    info.Pack(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata))
-    status = status_pb2.Status(code=number, message=error.message, details=[info])
+    metadata = {key: _short(value, VALUE_BYTES_MAX) for key, value in error.metadata.items()}
+    status = status_pb2.Status(code=number, message=_short(error.message, MESSAGE_BYTES_MAX))
+    status.details.add().Pack(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=metadata))
     if isinstance(error, errors.InvalidArgument):
-        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.why)
+        why = _short(error.why, VALUE_BYTES_MAX)
+        violation = error_details_pb2.BadRequest.FieldViolation(field=_short(error.field, VALUE_BYTES_MAX), description=why)
         status.details.add().Pack(error_details_pb2.BadRequest(field_violations=[violation]))
     return rpc_status.to_status(status)
 
 
+def _short(text: str, bytes_max: int) -> str:
+    return text.encode(errors="replace")[:bytes_max].decode(errors="ignore")
+
+
 def from_rpc_error(error: grpc.RpcError) -> errors.SkyrackError:
-    """The error a peer of ours raised; Unavailable for everything the transport did."""
-    status = rpc_status.from_call(error) if error.trailing_metadata() else None  # type: ignore[attr-defined]
+    """The error a peer of ours raised; Unavailable for everything the transport did (but Forbidden, Unauthenticated)."""
+    status = _rich_status(error)
     for detail in status.details if status else ():
         info = error_details_pb2.ErrorInfo()
         if detail.Unpack(info) and info.domain == DOMAIN:
-            return _rebuild(info.reason, status.message if status else "", dict(info.metadata))
-    code = error.code()  # type: ignore[attr-defined]
-    return errors.Unavailable(f"{code.name.lower()}: {error.details()}")  # type: ignore[attr-defined]
+            return _rebuild(info.reason, status.message, dict(info.metadata))
+    code = error.code()
+    plain = {
+        grpc.StatusCode.PERMISSION_DENIED: errors.Forbidden,
+        grpc.StatusCode.UNAUTHENTICATED: errors.Unauthenticated,
+    }.get(code, errors.Unavailable)
+    return plain(f"{code.name.lower()}: {error.details()}")
+
+
+def _rich_status(error: grpc.RpcError) -> Any:
+    """None where the peer sent no details, or some that contradict the status."""
+    try:
+        return rpc_status.from_call(error)
+    except (ValueError, DecodeError):
+        return None
 
 
 def _rebuild(reason: str, message: str, metadata: dict[str, str]) -> errors.SkyrackError:
-    if reason == errors.NotLeader.reason:
-        return errors.NotLeader(metadata.get("leader", ""), int(metadata.get("epoch", "0")))
-    rebuilt = errors.BY_REASON.get(reason, errors.SkyrackError).__new__(errors.BY_REASON.get(reason, errors.SkyrackError))
-    errors.SkyrackError.__init__(rebuilt, message, **metadata)
+    """Without the class's own __init__: its arguments are already in the message and the metadata."""
+    cls = errors.BY_REASON.get(reason, errors.SkyrackError)
+    rebuilt = cls.__new__(cls)
+    errors.SkyrackError.__init__(rebuilt, message)
+    rebuilt.metadata = metadata
     if isinstance(rebuilt, errors.InvalidArgument):
-        rebuilt.field, rebuilt.why = metadata.get("field", ""), message
+        rebuilt.field = metadata.get("field", "")
+        rebuilt.why = message.removeprefix(f"{rebuilt.field}: ")
+    if isinstance(rebuilt, errors.NotLeader):
+        epoch = metadata.get("epoch", "")
+        rebuilt.leader, rebuilt.epoch = metadata.get("leader", ""), int(epoch) if epoch.isdecimal() else 0
     return rebuilt
 
 
@@ -105,63 +134,73 @@ class Guard(grpc.aio.ServerInterceptor):
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
-        details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler:
-        handler = await continuation(details)
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler | None:
+        handler = await continuation(handler_call_details)
         if handler is None:
-            return handler
-        given = next((str(v) for k, v in details.invocation_metadata or () if k == "x-request-id"), "")
+            return None
+        metadata = handler_call_details.invocation_metadata or ()
+        given = next((str(value) for key, value in metadata if key == "x-request-id"), "")
         rid = given if _REQUEST_ID.fullmatch(given) else self._new_id()
-        return _guarded(handler, details.method, rid)
+        return _guarded(handler, handler_call_details.method, rid)
 
 
-def _guarded(handler: grpc.RpcMethodHandler, method: str, rid: str) -> grpc.RpcMethodHandler:
-    async def once(request: Any, context: grpc.aio.ServicerContext) -> Any:
+def _guarded(handler: Handler, method: str, rid: str) -> Handler:
+    act: Any = handler.unary_unary or handler.stream_unary or handler.unary_stream or handler.stream_stream
+
+    async def once(request: Any, context: Context) -> Any:
         async with _Watched(method, rid, context):
-            return await (handler.unary_unary or handler.stream_unary)(request, context)
+            return await act(request, context)
 
-    async def many(request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+    async def many(request: Any, context: Context) -> None:
         async with _Watched(method, rid, context):
-            async for message in (handler.unary_stream or handler.stream_stream)(request, context):
-                yield message
+            if inspect.iscoroutinefunction(act):  # writes its answers to the context by itself
+                await act(request, context)
+                return
+            async for message in act(request, context):
+                await context.write(message)
 
-    kind = {
+    kind: Any = {
         (False, False): grpc.unary_unary_rpc_method_handler,
         (True, False): grpc.stream_unary_rpc_method_handler,
         (False, True): grpc.unary_stream_rpc_method_handler,
         (True, True): grpc.stream_stream_rpc_method_handler,
     }[handler.request_streaming, handler.response_streaming]
-    return kind(many if handler.response_streaming else once, handler.request_deserializer, handler.response_serializer)
+    guarded: Handler = kind(
+        many if handler.response_streaming else once, handler.request_deserializer, handler.response_serializer
+    )
+    return guarded
 
 
 class _Watched:
-    def __init__(self, method: str, rid: str, context: grpc.aio.ServicerContext) -> None:
+    """One call. Each has a task of its own, so the request id needs no reset."""
+
+    def __init__(self, method: str, rid: str, context: Context) -> None:
         self._method, self._rid, self._context = method, rid, context
 
     async def __aenter__(self) -> None:
-        self._token = request_id.set(self._rid)
+        request_id.set(self._rid)
         self._start_s = time.perf_counter()
         self._context.set_trailing_metadata((("x-request-id", self._rid),))
 
     async def __aexit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        code = "OK"
-        try:
-            if isinstance(error, errors.SkyrackError):
-                code = code_of(error).name
-                status = to_status(error)
-                trailing = (*status.trailing_metadata, ("x-request-id", self._rid))
-                await self._context.abort(status.code, status.details, trailing)
-            if isinstance(error, Exception) and not isinstance(error, grpc.aio.AbortError):
-                code = "INTERNAL"
-                log.error("internal error", exc_info=error, extra={"method": self._method})
-                hint = f"internal error, request id {self._rid}"
-                await self._context.abort(grpc.StatusCode.INTERNAL, hint, (("x-request-id", self._rid),))
-            if error is not None:
-                code = "CANCELLED" if code == "OK" else code
-        finally:
-            metrics.RPC_S.labels(self._method, code).observe(time.perf_counter() - self._start_s)
-            request_id.reset(self._token)
+        told = self._told(error)
+        code = "OK" if error is None else "ABORTED_BY_METHOD" if isinstance(error, grpc.aio.AbortError) else "CANCELLED"
+        metrics.RPC_S.labels(self._method, code_of(told).name if told else code).observe(time.perf_counter() - self._start_s)
+        if told is not None:
+            status = to_status(told)
+            trailing = (*status.trailing_metadata, ("x-request-id", self._rid))
+            await self._context.abort(status.code, status.details, trailing)
+
+    def _told(self, error: BaseException | None) -> errors.SkyrackError | None:
+        """What the caller learns of `error`: nothing of what is inside us but where to look for it in the log."""
+        if not isinstance(error, Exception) or isinstance(error, grpc.aio.AbortError):
+            return None
+        if isinstance(error, errors.SkyrackError) and code_of(error) is not grpc.StatusCode.INTERNAL:
+            return error
+        log.error("internal error", exc_info=error, extra={"method": self._method})
+        return errors.SkyrackError(f"internal error, request id {self._rid}")
 
 
 class Server:
@@ -181,9 +220,7 @@ class Server:
 
     async def start(self, service_names: Sequence[str]) -> None:
         """`service_names`: full names ("skyrack.v1.ServerService") for reflection and health."""
-        reflection.enable_server_reflection(
-            [*service_names, health.SERVICE_NAME, reflection.SERVICE_NAME], self.grpc
-        )
+        reflection.enable_server_reflection([*service_names, health.SERVICE_NAME, reflection.SERVICE_NAME], self.grpc)
         await self.grpc.start()
         for name in ("", *service_names):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
@@ -195,4 +232,3 @@ class Server:
 
 def channel(address: str, credentials: grpc.ChannelCredentials) -> grpc.aio.Channel:
     return grpc.aio.secure_channel(address, credentials, options=CLIENT_OPTIONS)
-

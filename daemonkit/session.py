@@ -1,8 +1,9 @@
 """An agent's session with the leading controller, the same for computed, networkd and storaged.
 
 Guarantees: messages of a lower epoch than the highest one seen (durably) are refused; a task runs at most once an id;
-a session begins with a whole report, results are resent until acknowledged; telemetry is shipped from the durable spool, exactly once. Without a
-controller the agent goes on with the desired state it holds; the session dials for ever, politely.
+a session begins with a whole report; task results are resent until acknowledged; telemetry is shipped from the durable
+spool, exactly once. Without a controller the agent goes on with the desired state it holds; the session dials for ever,
+politely.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ OUTBOX_MAX = 10_000
 class Agent(Protocol):
     """What a daemon gives to its session. None of these may block or wait for the controller."""
 
-    kind: agent_pb2.AgentKind
+    kind: agent_pb2.AgentKind.ValueType
     version: str
 
     async def inventory(self) -> agent_pb2.Inventory: ...

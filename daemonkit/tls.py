@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 from cryptography import x509
@@ -68,7 +69,11 @@ class TlsFiles:
         return grpc.ssl_channel_credentials(self._read(self.ca), self._read(self.key), self._read(self.certificate))
 
     def identity(self) -> Identity:
-        return identity_of(self._read(self.certificate))
+        """Errors: ConfigError when the file is missing or no certificate."""
+        try:
+            return identity_of(self._read(self.certificate))
+        except ValueError as error:
+            raise ConfigError(f"{self.certificate}: {error}") from None
 
 
 def identity_of(pem: bytes) -> Identity:
@@ -78,12 +83,12 @@ def identity_of(pem: bytes) -> Identity:
     return Identity(str(names[0].value) if names else "", frozenset(str(r.value) for r in roles), certificate.serial_number)
 
 
-def peer(context: grpc.aio.ServicerContext) -> Identity:
+def peer(context: grpc.aio.ServicerContext[Any, Any]) -> Identity:
     """Identity of the caller of a gRPC method. Errors: Forbidden without a client certificate."""
-    pem = context.auth_context().get("x509_pem_cert")
+    pem = next(iter(context.auth_context().get("x509_pem_cert", ())), None)
     if not pem:
         raise Forbidden("a client certificate is needed")
-    return identity_of(pem[0])
+    return identity_of(pem)
 
 
 def new_key() -> ec.EllipticCurvePrivateKey:
@@ -91,9 +96,7 @@ def new_key() -> ec.EllipticCurvePrivateKey:
 
 
 def key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
+    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
 
 
 def subject(node: str, roles: Iterable[str]) -> x509.Name:
@@ -115,12 +118,18 @@ def request(key: ec.EllipticCurvePrivateKey, node: str, addresses: Iterable[str]
 
 
 def write_private(path: Path, data: bytes) -> None:
-    """Replaces `path` atomically with a file only its owner can read."""
+    """Replaces `path` atomically and durably with a file only its owner can read."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".new")
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    partial.unlink(missing_ok=True)
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

@@ -1,14 +1,13 @@
-"""The agent stream as a port: gRPC in production, memory in a simulation.
+"""The agent stream as a port: gRPC in production, memory (`daemonkit.memory`) in a simulation.
 
 Concurrent writes kill a gRPC call, so `send` lets one writer in at a time and waits for the peer: a peer that does not read
-slows its own stream down, not our memory.
+slows its own stream down, not our memory. A cancelled `send` or `receive` ends the stream.
 """
 
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
-from typing import Protocol
+from typing import Any, Protocol
 
 import grpc
 
@@ -21,7 +20,8 @@ from skyrack.v1 import agent_pb2, agent_pb2_grpc
 class AgentStream(Protocol):
     """The agent's end of a session."""
 
-    async def send(self, message: agent_pb2.AgentMessage) -> None: ...
+    async def send(self, message: agent_pb2.AgentMessage) -> None:
+        """Errors: as `receive`."""
 
     async def receive(self) -> agent_pb2.ControllerMessage:
         """Errors: NotLeader, Forbidden... as the controller raised them; Unavailable at the end of the stream."""
@@ -32,7 +32,8 @@ class AgentStream(Protocol):
 class ControllerStream(Protocol):
     """The controller's end of a session."""
 
-    async def send(self, message: agent_pb2.ControllerMessage) -> None: ...
+    async def send(self, message: agent_pb2.ControllerMessage) -> None:
+        """Errors: Unavailable at the end of the stream."""
 
     async def receive(self) -> agent_pb2.AgentMessage:
         """Errors: Unavailable at the end of the stream."""
@@ -49,6 +50,7 @@ class GrpcDialer:
         self._tls = tls
 
     async def dial(self, address: str) -> AgentStream:
+        """Errors: ConfigError without certificate files. Whether anybody is there is seen at the first `send`."""
         return GrpcAgentStream(channel(address, self._tls.client()))
 
 
@@ -62,24 +64,27 @@ class GrpcAgentStream:
         async with self._writing:
             try:
                 await self._call.write(message)
-            except (grpc.RpcError, asyncio.InvalidStateError) as error:
-                raise await self._why(error) from None
+            except grpc.RpcError as error:
+                raise from_rpc_error(error) from None
+            except asyncio.InvalidStateError:
+                raise await self._why_done() from None
 
     async def receive(self) -> agent_pb2.ControllerMessage:
         try:
             message = await self._call.read()
         except grpc.RpcError as error:
             raise from_rpc_error(error) from None
-        if message is grpc.aio.EOF:
+        if not isinstance(message, agent_pb2.ControllerMessage):
             raise Unavailable("the controller ended the session")
-        return message  # type: ignore[no-any-return]
+        return message
 
-    async def _why(self, error: Exception) -> SkyrackError:
-        if isinstance(error, grpc.RpcError):
-            return from_rpc_error(error)
-        with suppress(grpc.RpcError):
-            await self._call.read()
-        return Unavailable("the session is over")
+    async def _why_done(self) -> SkyrackError:
+        """grpc tells a late writer only that the call is over; the status tells why."""
+        code = await self._call.code()
+        if code is grpc.StatusCode.OK:
+            return Unavailable("the controller ended the session")
+        details, trailing = await self._call.details(), await self._call.trailing_metadata()
+        return from_rpc_error(grpc.aio.AioRpcError(code, None, trailing, details))
 
     async def close(self) -> None:
         self._call.cancel()
@@ -87,9 +92,9 @@ class GrpcAgentStream:
 
 
 class GrpcControllerStream:
-    """Wraps the servicer context of `AgentService.Session`."""
+    """Wraps the servicer context of `AgentService.Session`, which must be a coroutine function that yields nothing."""
 
-    def __init__(self, context: grpc.aio.ServicerContext) -> None:
+    def __init__(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         self._context = context
         self._writing = asyncio.Lock()
 
@@ -101,7 +106,10 @@ class GrpcControllerStream:
                 raise Unavailable(f"the agent is gone: {type(error).__name__}") from None
 
     async def receive(self) -> agent_pb2.AgentMessage:
-        message = await self._context.read()
-        if message is grpc.aio.EOF:
+        try:
+            message = await self._context.read()
+        except Exception as error:  # as above
+            raise Unavailable(f"the agent is gone: {type(error).__name__}") from None
+        if not isinstance(message, agent_pb2.AgentMessage):
             raise Unavailable("the agent ended the session")
-        return message  # type: ignore[no-any-return]
+        return message
