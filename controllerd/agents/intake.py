@@ -1,0 +1,46 @@
+"""What agents report, put into the store: the one writer of all observed_* columns.
+
+An agent is believed only about what its node holds: every take function names the node in its condition. A noun's file in
+`controllerd.agents.observed` takes one kind of object; `missing` is told, for a whole report, which ids are there, so that
+what is not counts as gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from controllerd.domain.node import Node
+from controllerd.store.database import Tx
+from skyrack.v1 import agent_pb2
+
+
+@dataclass(frozen=True)
+class Taker:
+    """`take(tx, node, id, observed)` for each object; `missing(tx, node, ids present)` at the end of a whole report."""
+
+    agent: str
+    take: Callable[[Tx, Node, str, Any], None]
+    missing: Callable[[Tx, Node, set[str]], None]
+
+
+TakeTelemetry = Callable[[Tx, Node, agent_pb2.Telemetry], int]
+
+
+class Intake:
+    def __init__(self, takers: Mapping[str, Taker], telemetry: TakeTelemetry) -> None:
+        """`takers`: by the oneof field of ObservedObject."""
+        self._takers = takers
+        self.telemetry = telemetry
+
+    def report(self, tx: Tx, node: Node, agent: str, report: agent_pb2.Report) -> None:
+        present: dict[str, set[str]] = {kind: set() for kind, t in self._takers.items() if t.agent == agent}
+        for item in report.objects:
+            kind = item.WhichOneof("observed")
+            if kind in present:  # an agent of another kind has no say in it
+                present[kind].add(item.id)
+                self._takers[kind].take(tx, node, item.id, getattr(item, kind))
+        if report.whole:
+            for kind, ids in present.items():
+                self._takers[kind].missing(tx, node, ids)

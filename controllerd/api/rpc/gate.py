@@ -1,0 +1,72 @@
+"""The way into every public method: whose token it is, and what the request's common fields mean."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, Protocol
+
+import grpc
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from controllerd.app.cloud import Once
+from controllerd.domain.page import Page
+from controllerd.domain.policy import Caller
+from controllerd.store.event import acting_user
+from daemonkit.errors import Unauthenticated
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class Authenticator(Protocol):
+    async def caller_of(self, token: str) -> Caller:
+        """Errors: Unauthenticated."""
+
+
+class Gate:
+    def __init__(self, authenticator: Authenticator) -> None:
+        self._authenticator = authenticator
+
+    async def caller(self, context: Context) -> Caller:
+        """Errors: Unauthenticated."""
+        caller = await self._authenticator.caller_of(token_of(context))
+        acting_user.set(caller.user_id)
+        return caller
+
+
+def token_of(context: Context) -> str:
+    """Errors: Unauthenticated without "authorization: Bearer TOKEN"."""
+    for key, value in context.invocation_metadata() or ():
+        if key == "authorization":
+            scheme, _, token = str(value).partition(" ")
+            if scheme.lower() == "bearer" and token:
+                return token
+    raise Unauthenticated("metadata 'authorization: Bearer TOKEN' is missing; make one with IdentityService.CreateToken")
+
+
+def once(request: Message) -> Once:
+    """The idempotency key of a create request, with the fingerprint of all its other fields."""
+    key: str = request.idempotency_key  # type: ignore[attr-defined]
+    bare = type(request)()
+    bare.CopyFrom(request)
+    bare.ClearField("idempotency_key")
+    fingerprint = hashlib.sha256(bare.SerializeToString(deterministic=True)).hexdigest()
+    return Once(key, request.DESCRIPTOR.name, fingerprint)
+
+
+def page(request: Any) -> Page:
+    return Page.parse(request.page_size, request.page_token)
+
+
+def given(request: Message, *fields: str) -> dict[str, Any]:
+    """The optional fields that the caller set."""
+    return {f: getattr(request, f) for f in fields if request.HasField(f)}
+
+
+def timestamp(seconds: float) -> Timestamp | None:
+    """None for 0: never."""
+    if not seconds:
+        return None
+    stamp = Timestamp()
+    stamp.FromMicroseconds(round(seconds * 1e6))
+    return stamp

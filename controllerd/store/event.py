@@ -1,0 +1,51 @@
+"""The event log: written in the transaction that does the thing, never changed after."""
+
+from __future__ import annotations
+
+import json
+from contextvars import ContextVar
+
+from controllerd.domain.event import Event
+from controllerd.store.database import Row, Tx
+from daemonkit.log import request_id
+
+acting_user: ContextVar[str] = ContextVar("acting_user", default="")
+EVENTS = "events"  # touched with every event: watchers subscribe to it
+
+
+def record(tx: Tx, kind: str, project_id: str, resource_id: str, message: str = "", **data: str) -> None:
+    """`kind` is "noun.what"; the noun is the resource's kind. Request id and user come with the transaction's context."""
+    tx.run(
+        "INSERT INTO event (time, kind, project_id, resource_kind, resource_id, message, request_id, user_id, data)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        tx.now, kind, project_id, kind.partition(".")[0], resource_id, message, request_id.get(), acting_user.get(),
+        json.dumps(data),
+    )  # fmt: skip
+    tx.touch(EVENTS)
+
+
+def of(row: Row) -> Event:
+    return Event(**{**row, "data": json.loads(row["data"])})
+
+
+def newest(tx: Tx, before_seq: int, limit: int, **equal: str) -> list[Event]:
+    """Events below `before_seq`, newest first; `equal`: column = value."""
+    conditions = "".join(f" AND {column} = ?" for column in equal)
+    sql = f"SELECT * FROM event WHERE seq < ?{conditions} ORDER BY seq DESC LIMIT ?"
+    return [of(row) for row in tx.each(sql, before_seq, *equal.values(), limit)]
+
+
+def after(tx: Tx, seq: int, limit: int, **equal: str) -> list[Event]:
+    conditions = "".join(f" AND {column} = ?" for column in equal)
+    sql = f"SELECT * FROM event WHERE seq > ?{conditions} ORDER BY seq LIMIT ?"
+    return [of(row) for row in tx.each(sql, seq, *equal.values(), limit)]
+
+
+def last_seq(tx: Tx) -> int:
+    return int(tx.value("SELECT coalesce(max(seq), 0) FROM event"))
+
+
+def times_of(tx: Tx, resource_id: str, kind_prefix: str) -> list[tuple[str, float]]:
+    """(kind, time) of a resource's events whose kind starts so, in order."""
+    sql = "SELECT kind, time FROM event WHERE resource_id = ? AND kind GLOB ? ORDER BY seq"
+    return [(row["kind"], row["time"]) for row in tx.each(sql, resource_id, kind_prefix + "*")]
