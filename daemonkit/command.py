@@ -7,6 +7,8 @@ descriptor or file.
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -30,30 +32,78 @@ class Limits:
 UNLIMITED = Limits()
 
 
+OUTPUT_BYTES_MAX = 16 << 20
+_CHUNK_BYTES = 1 << 16
+
+
 async def run(
-    *argv: str, stdin: bytes | None = None, timeout_s: float = 30.0, limits: Limits = UNLIMITED, check: bool = True
+    *argv: str,
+    stdin: bytes | None = None,
+    timeout_s: float = 30.0,
+    limits: Limits = UNLIMITED,
+    check: bool = True,
+    output_bytes_max: int = OUTPUT_BYTES_MAX,
 ) -> str:
     """Runs to the end and gives its standard output.
 
-    Errors: CommandFailed (exit code not 0, unless check is False), DeadlineExceeded. The child never outlives the call.
+    Errors: CommandFailed (exit code not 0, unless check is False; no such program: 127; more output than
+    `output_bytes_max`, on either stream), DeadlineExceeded. Neither the child nor what it started (unless that made itself a
+    daemon) outlives a call that fails.
     """
-    process = await asyncio.create_subprocess_exec(
-        *limits.wrap(argv),
-        stdin=asyncio.subprocess.DEVNULL if stdin is None else asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        start_new_session=True,
-    )
+    process = await _start(argv, limits, stdin is not None)
     try:
         async with asyncio.timeout(timeout_s):
-            out, err = await process.communicate(stdin)
-    except TimeoutError:
-        raise DeadlineExceeded(f"{argv[0]} took longer than {timeout_s:g} s") from None
-    finally:
-        if process.returncode is None:
-            with suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
+            out, err = await _communicate(process, argv, stdin, output_bytes_max)
+    except BaseException as error:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
+        if isinstance(error, TimeoutError):
+            raise DeadlineExceeded(f"{argv[0]} took longer than {timeout_s:g} s") from None
+        raise
     if check and process.returncode != 0:
         raise CommandFailed(argv, process.returncode or 0, err.decode(errors="replace"))
     return out.decode(errors="replace")
+
+
+async def _start(argv: Sequence[str], limits: Limits, has_stdin: bool) -> asyncio.subprocess.Process:
+    try:
+        return await asyncio.create_subprocess_exec(
+            *limits.wrap(argv),
+            stdin=asyncio.subprocess.PIPE if has_stdin else asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise CommandFailed(argv, 127, str(error.strerror)) from None
+
+
+async def _communicate(
+    process: asyncio.subprocess.Process, argv: Sequence[str], stdin: bytes | None, bytes_max: int
+) -> tuple[bytes, bytes]:
+    async def read(stream: asyncio.StreamReader) -> bytes:
+        chunks, size = [], 0
+        while chunk := await stream.read(_CHUNK_BYTES):
+            chunks.append(chunk)
+            size += len(chunk)
+            if size > bytes_max:
+                raise CommandFailed(argv, -signal.SIGKILL, f"more than {bytes_max} bytes of output")
+        return b"".join(chunks)
+
+    async def feed() -> None:
+        if process.stdin is not None:
+            with suppress(BrokenPipeError, ConnectionResetError):  # it need not read all we give
+                process.stdin.write(stdin or b"")
+                await process.stdin.drain()
+            process.stdin.close()
+
+    assert process.stdout is not None and process.stderr is not None
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(feed())
+            out, err = group.create_task(read(process.stdout)), group.create_task(read(process.stderr))
+    except ExceptionGroup as several:
+        raise several.exceptions[0] from None
+    await process.wait()
+    return out.result(), err.result()

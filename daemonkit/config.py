@@ -35,8 +35,8 @@ def load(cls: type[C], path: Path) -> C:
     """Reads `path`. Errors: ConfigError naming file and key."""
     try:
         raw = tomllib.loads(path.read_text())
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such configuration file") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from None
     return parse(cls, raw, str(path))
@@ -54,60 +54,79 @@ def _build(cls: type[C], raw: dict[str, Any], where: str, prefix: str) -> C:
             raise ConfigError(f"{where}: unknown key {prefix + key!r}; known: {', '.join(sorted(known))}")
     values: dict[str, Any] = {}
     for name, value in raw.items():
-        kind = hints[name]
+        kind, key = hints[name], prefix + name
         if dataclasses.is_dataclass(kind):
             if not isinstance(value, dict):
-                raise ConfigError(f"{where}: {prefix + name!r} must be a table")
-            values[name] = _build(kind, value, where, f"{prefix}{name}.")  # type: ignore[arg-type]
-        else:
-            values[name] = _coerce(kind, value, where, prefix + name)
+                raise ConfigError(f"{where}: {key!r} must be a table")
+            values[name] = _build(kind, value, where, f"{key}.")  # type: ignore[arg-type]
+            continue
+        try:
+            values[name] = _coerce(kind, value)
+        except TypeError:
+            wanted = getattr(kind, "__name__", kind) if get_origin(kind) is None else kind
+            raise ConfigError(f"{where}: {key!r} must be of type {wanted}, is {value!r}") from None
     try:
         return cls(**values)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error.message}") from None
 
 
-def _coerce(kind: Any, value: Any, where: str, key: str) -> Any:
+def _coerce(kind: Any, value: Any) -> Any:
+    """`value` of TOML as `kind`: Path from string, float from integer, tuple from array. Errors: TypeError."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return _coerce_union(inner, value)
+    if origin in (list, tuple) and isinstance(value, list):  # a tuple is tuple[X, ...]
+        return origin(_coerce(inner[0], item) for item in value)
+    if origin is dict and isinstance(value, dict):
+        return {key: _coerce(inner[1], item) for key, item in value.items()}
     if kind is Path and isinstance(value, str):
         return Path(value)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    if kind is float and type(value) is int:
         return float(value)
-    if get_origin(kind) in (Union, types.UnionType):
-        if any(_fits(a, value) for a in get_args(kind)):
-            return value
-    elif _fits(kind, value):
+    if origin is None and type(value) is kind:  # not isinstance: true is no integer
         return value
-    raise ConfigError(f"{where}: {key!r} must be of type {getattr(kind, '__name__', kind)}, is {value!r}")
+    raise TypeError
 
 
-def _fits(kind: Any, value: Any) -> bool:
-    if get_origin(kind) is list:
-        (inner,) = get_args(kind)
-        return isinstance(value, list) and all(_fits(inner, v) for v in value)
-    if get_origin(kind) is dict:
-        inner_key, inner_value = get_args(kind)
-        return isinstance(value, dict) and all(_fits(inner_key, k) and _fits(inner_value, v) for k, v in value.items())
-    if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(kind, type) and isinstance(value, kind)
+def _coerce_union(kinds: tuple[Any, ...], value: Any) -> Any:
+    for kind in kinds:
+        try:
+            return _coerce(kind, value)
+        except TypeError:
+            continue
+    raise TypeError
 
 
 def describe(cls: type[Any]) -> str:
-    """Every option with its sentence and default, as TOML that `load` accepts."""
-    return "\n".join(_describe(cls, "")).rstrip() + "\n"
+    """Every option with its sentence and default, as TOML that `load` accepts. An option without default is commented out."""
+    return "\n".join(_describe(cls, "")).strip() + "\n"
 
 
 def _describe(cls: type[Any], table: str) -> list[str]:
     lines: list[str] = []
     tables: list[str] = []
     hints = get_type_hints(cls)
-    defaults = cls()
     for f in dataclasses.fields(cls):
         if dataclasses.is_dataclass(hints[f.name]):
             name = f"{table}.{f.name}" if table else f.name
             tables += ["", f"[{name}]", *_describe(hints[f.name], name)]
             continue
-        value = getattr(defaults, f.name)
-        text = json.dumps(str(value) if isinstance(value, Path) else value)
-        lines += [f"# {f.metadata.get('doc', '')}", f"{f.name} = {text}"]
+        lines += [f"# {sentence}" for sentence in f.metadata.get("doc", "").splitlines()]
+        # Not from an instance: a whole one may be refused by __post_init__ until the user has filled it in.
+        default = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+        empty = default is None or default is dataclasses.MISSING
+        lines.append(f"# {f.name} =" if empty else f"{f.name} = {_toml(default)}")
     return lines + tables
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_toml(key)} = {_toml(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, float):
+        return repr(value)  # also inf and nan, which JSON spells otherwise
+    if isinstance(value, Path):
+        value = str(value)
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

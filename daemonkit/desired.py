@@ -11,7 +11,7 @@ from skyrack.v1 import agent_pb2
 
 
 class DesiredMismatch(SkyrackError):
-    """A delta does not fit on what is held: ask for the whole."""
+    """What came does not fit on what is held: ask for the whole (or, if it was the whole, give up)."""
 
 
 def key_of(spec: agent_pb2.DesiredObject) -> str:
@@ -63,13 +63,20 @@ class Mirror:
             bodies.pop(key, None)
             objects.pop(key, None)
         for spec in delta.put:
-            key = key_of(spec)
-            bodies[key], objects[key] = encode(spec), spec
+            if spec.WhichOneof("spec") is None:
+                raise DesiredMismatch(f"{spec.id} is of a kind this version does not know")
+            key, body = key_of(spec), encode(spec)
+            # A copy, because a part of a message keeps the memory of the whole.
+            bodies[key], objects[key] = body, agent_pb2.DesiredObject.FromString(body)
         if state_hash(bodies) != delta.hash:
             raise DesiredMismatch("hash differs after the delta")
         changed = {k for k in bodies.keys() | self.bodies.keys() if bodies.get(k) != self.bodies.get(k)}
         self.epoch, self.generation, self.objects, self.bodies = epoch, delta.generation, objects, bodies
         return changed
+
+    def become(self, other: Mirror) -> None:
+        """Shows what `other` holds under this identity, which rooms may keep."""
+        self.epoch, self.generation, self.objects, self.bodies = other.epoch, other.generation, other.objects, other.bodies
 
     def of_kind(self, kind: str) -> Iterable[agent_pb2.DesiredObject]:
         prefix = kind + "/"

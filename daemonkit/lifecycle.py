@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import gc
 import logging
 import os
 import signal
@@ -26,8 +27,11 @@ class DataDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        path.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._fd = os.open(path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._fd = os.open(path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise ConfigError(f"{path}: {error.strerror}") from None
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -47,8 +51,11 @@ class Lifecycle:
         """Tells systemd that the daemon serves, and starts feeding its watchdog (if it asked for one)."""
         notify(f"READY=1\nSTATUS={status}")
         interval_us = int(os.environ.get("WATCHDOG_USEC", "0"))
-        if interval_us and self._watchdog is None:
+        ours = os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+        if interval_us and ours and self._watchdog is None:
             self._watchdog = asyncio.get_running_loop().create_task(_feed_watchdog(interval_us / 3e6))
+        gc.collect()
+        gc.freeze()  # what was made by now stays to the end: later collections need not look at it
         log.info("ready", extra={"status": status})
 
     def stop(self) -> None:
@@ -56,15 +63,33 @@ class Lifecycle:
             notify("STOPPING=1")
             self.stopping.set()
 
+    def close(self) -> None:
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+
 
 def run(main: Callable[[Lifecycle], Awaitable[None]]) -> int:
-    """Runs a daemon to its end. Gives the process exit code: 0, or 1 with one line on standard error."""
+    """Runs a daemon to its end. Gives the process exit code: 0, or 1 when `main` raised.
+
+    A ConfigError is one line on standard error; everything else is logged with its traceback. Tasks that `main` left behind
+    are cancelled and waited for.
+    """
     try:
         asyncio.run(_live(main))
-    except ConfigError as error:
-        print(f"cannot start: {error.message}", file=sys.stderr)
+    except Exception as error:
+        if wrong := _config_error(error):
+            print(f"cannot start: {wrong.message}", file=sys.stderr)
+        else:
+            log.critical("ended by an error", exc_info=error)
         return 1
     return 0
+
+
+def _config_error(error: Exception) -> ConfigError | None:
+    """`error`, or the first of a task group's errors, if it is one of configuration."""
+    if isinstance(error, ExceptionGroup):
+        return next(filter(None, map(_config_error, error.exceptions)), None)
+    return error if isinstance(error, ConfigError) else None
 
 
 async def _live(main: Callable[[Lifecycle], Awaitable[None]]) -> None:
@@ -72,7 +97,10 @@ async def _live(main: Callable[[Lifecycle], Awaitable[None]]) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, life.stop)
-    await main(life)
+    try:
+        await main(life)
+    finally:
+        life.close()
 
 
 async def _feed_watchdog(interval_s: float) -> None:
@@ -87,6 +115,7 @@ def notify(state: str) -> None:
     if not address:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        sock.settimeout(1.0)  # a stuck service manager must not stop the loop for longer
         try:
             sock.sendto(state.encode(), "\0" + address[1:] if address[0] == "@" else address)
         except OSError as error:

@@ -48,16 +48,32 @@ class JsonFormatter(logging.Formatter):
         }
         if rid := request_id.get():
             line["request_id"] = rid
-        line.update(_extras(record))
+        line = _extras(record) | line  # an extra does not pass itself off as the daemon or the time
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str, ensure_ascii=False)
+        return _json(line)
+
+
+def _json(line: dict[str, object]) -> str:
+    """Never fails: what JSON cannot say is said by `repr`, and what has no `repr` by its type."""
+    try:
+        text = json.dumps(line, default=_text, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        text = json.dumps({key: _text(value) for key, value in line.items()}, ensure_ascii=False)
+    return text.encode(errors="backslashreplace").decode()  # lone surrogates, as file names can have
+
+
+def _text(value: object) -> str:
+    try:
+        return str(value)
+    except Exception:
+        return f"<{type(value).__name__}>"
 
 
 class PlainFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         clock = datetime.fromtimestamp(record.created).strftime("%H:%M:%S.%f")[:-3]
-        extras = " ".join(f"{k}={v}" for k, v in _extras(record).items())
+        extras = " ".join(f"{k}={_text(v)}" for k, v in _extras(record).items())
         rid = f" [{request_id.get()}]" if request_id.get() else ""
         text = f"{clock} {record.levelname.lower():7} {record.name}: {record.getMessage()} {extras}".rstrip() + rid
         return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text

@@ -1,21 +1,31 @@
 """An agent's session with the leading controller, the same for computed, networkd and storaged.
 
-Guarantees: messages of a lower epoch than the highest one seen (durably) are refused; a task runs at most once an id;
-a session begins with a whole report; task results are resent until acknowledged; telemetry is shipped from the durable
-spool, exactly once. Without a controller the agent goes on with the desired state it holds; the session dials for ever,
-politely.
+Guarantees: messages of a lower epoch than the highest one seen (durably) are refused; desired state is stored before the
+agent sees it; a task runs at most once an id; a session begins with a whole report; task results are resent until
+acknowledged; telemetry is shipped from the durable spool, exactly once. Without a controller the agent goes on with the
+desired state it holds; the session dials for ever, politely. Nothing that an agent's code raises ends the session loop.
 """
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from daemonkit import desired
-from daemonkit.errors import Fenced, Forbidden, NotLeader, SkyrackError, Unauthenticated, Unavailable
+from daemonkit.errors import (
+    ConfigError,
+    DeadlineExceeded,
+    Fenced,
+    Forbidden,
+    NotLeader,
+    SkyrackError,
+    Unauthenticated,
+    Unavailable,
+)
 from daemonkit.ledger import Ledger
 from daemonkit.runtime import Runtime
 from daemonkit.transport import AgentStream, Dialer
@@ -26,8 +36,13 @@ log = logging.getLogger(__name__)
 BACKOFF_FIRST_S = 0.1
 BACKOFF_MAX_S = 5.0
 REFUSED_BACKOFF_S = 10.0
+GOOD_SESSION_S = 5.0  # one that lasted as long starts the backoff afresh
+SPREAD_S = 0.002  # a node: after a leader's end all agents dial within nodes x this
+WELCOME_TIMEOUT_S = 10.0  # from dialling
+HEARTBEAT_INTERVAL_S = 10.0  # where the welcome names none
+ACK_TIMEOUT_S = 30.0  # a controller that takes a report in silence for so long is left
 TELEMETRY_BATCH = 500
-TELEMETRY_INTERVAL_S = 5.0
+TELEMETRY_INTERVAL_S = 15.0  # silence after which a batch is sent again
 OUTBOX_MAX = 10_000
 
 
@@ -46,7 +61,7 @@ class Agent(Protocol):
         """Everything observed now, for a whole report."""
 
     async def run_task(self, task: agent_pb2.Task) -> agent_pb2.TaskResult:
-        """Runs once; a SkyrackError becomes a failed result."""
+        """Runs once, cancelled at the task's deadline; a SkyrackError becomes a failed result."""
 
     async def answer(self, query: agent_pb2.Query) -> bytes: ...
 
@@ -57,35 +72,83 @@ class SessionSettings:
     controllers: tuple[str, ...]  # "host:port" of the agent service
     boot_id: str
 
+    def __post_init__(self) -> None:
+        if not self.controllers:
+            raise ConfigError("no controllers are configured")
+
+
+class _Outbox:
+    """What goes up in one session. Whoever fills it never waits; when it is full the session ends."""
+
+    def __init__(self) -> None:
+        self._queue: asyncio.Queue[agent_pb2.AgentMessage] = asyncio.Queue(OUTBOX_MAX)
+        self._overflow = asyncio.Event()
+
+    def put(self, message: agent_pb2.AgentMessage) -> None:
+        try:
+            self._queue.put_nowait(message)
+        except asyncio.QueueFull:
+            self._overflow.set()
+
+    async def drain(self, stream: AgentStream) -> None:
+        while True:
+            await stream.send(await self._queue.get())
+
+    async def watch(self) -> None:
+        await self._overflow.wait()
+        raise Unavailable(f"the controller does not read: {OUTBOX_MAX} messages wait")
+
 
 class Session:
     def __init__(self, agent: Agent, settings: SessionSettings, dialer: Dialer, ledger: Ledger, runtime: Runtime) -> None:
         self._agent, self._settings, self._dialer = agent, settings, dialer
         self._ledger, self._runtime = ledger, runtime
         self._controllers = list(settings.controllers)
-        self._outbox: asyncio.Queue[agent_pb2.AgentMessage] = asyncio.Queue(OUTBOX_MAX)
+        self._nodes = 0
+        self._outbox: _Outbox | None = None
+        self._began_s: float | None = None  # of the loop's clock: when the session was welcomed
         self._report_seq = 0
+        self._unacknowledged: dict[int, float] = {}  # report seq -> when it was queued, oldest first
         self._epoch = 0
         self._spool_wake = asyncio.Event()
+        self._telemetry_acked_seq = 0
+        self._telemetry_acked = asyncio.Event()
         self._running: set[str] = set()
         self._jobs: asyncio.TaskGroup
+        self._mirror_in_doubt = False
         self.mirror = desired.Mirror()
         self.connected = asyncio.Event()
 
     async def restore(self) -> None:
         """Loads what the ledger holds and hands it to the agent: it can work before any controller answers."""
         self._epoch = await self._ledger.highest_epoch()
-        self.mirror = desired.Mirror.restore(*await self._ledger.load_desired())
-        self._agent.desired_changed(self.mirror, set(self.mirror.objects))
+        await self._reload()
 
-    def report(self, objects: Sequence[agent_pb2.ObservedObject], *, whole: bool = False) -> None:
-        """Queues observed state for the controller. Without a session it is dropped: the next one starts with a whole."""
-        if not self.connected.is_set():
+    async def _reload(self) -> None:
+        stored = desired.Mirror.restore(*await self._ledger.load_desired())
+        keys = stored.bodies.keys() | self.mirror.bodies.keys()
+        changed = {key for key in keys if stored.bodies.get(key) != self.mirror.bodies.get(key)}
+        self._mirror_in_doubt = False
+        self.mirror.become(stored)
+        self._agent.desired_changed(self.mirror, changed)
+
+    def report(
+        self,
+        objects: Sequence[agent_pb2.ObservedObject],
+        *,
+        whole: bool = False,
+        seen: tuple[int, int] | None = None,
+    ) -> None:
+        """Queues observed state for the controller. Without a session it is dropped: the next one starts with a whole.
+
+        `seen`: (epoch, generation) of the desired state that the observation followed; that of the mirror now if None.
+        """
+        if self._outbox is None:
             return
         self._report_seq += 1
-        report = agent_pb2.Report(
-            seq=self._report_seq, epoch=self.mirror.epoch, generation=self.mirror.generation, whole=whole, objects=objects
-        )
+        epoch, generation = seen or (self.mirror.epoch, self.mirror.generation)
+        report = agent_pb2.Report(seq=self._report_seq, epoch=epoch, generation=generation, whole=whole, objects=objects)
+        self._unacknowledged[report.seq] = asyncio.get_running_loop().time()
         self._put(agent_pb2.AgentMessage(report=report))
 
     async def spool(self, samples: Sequence[agent_pb2.Sample]) -> None:
@@ -94,11 +157,8 @@ class Session:
         self._spool_wake.set()
 
     def _put(self, message: agent_pb2.AgentMessage) -> None:
-        try:
-            self._outbox.put_nowait(message)
-        except asyncio.QueueFull:
-            log.warning("outbox full, ending the session")
-            self.connected.clear()
+        if self._outbox is not None:
+            self._outbox.put(message)
 
     # ---- dialling
 
@@ -108,50 +168,77 @@ class Session:
             await self._dial_for_ever()
 
     async def _dial_for_ever(self) -> None:
-        backoff_s, turn, hint = BACKOFF_FIRST_S, 0, ""
+        backoff_s, turn, hint, last_why = BACKOFF_FIRST_S, 0, "", ""
         while True:
             address = hint or self._controllers[turn % len(self._controllers)]
-            turn, hint = (turn, "") if hint else (turn + 1, "")
-            try:
-                await self._converse(address)
-                backoff_s = BACKOFF_FIRST_S
-            except NotLeader as error:
-                hint = error.leader if error.leader != address else ""
-            except (Forbidden, Unauthenticated) as error:
+            turn += not hint
+            error, lasted_s = await self._attempt(address)
+            level = logging.DEBUG if error.message == last_why else logging.INFO
+            log.log(level, "no session", extra={"controller": address, "why": error.message, "lasted_s": round(lasted_s, 1)})
+            last_why = error.message
+            # One step aside at a time: two standbys that point at each other must not keep us running between them.
+            hint = error.leader if isinstance(error, NotLeader) and error.leader != address and not hint else ""
+            if hint:
+                continue
+            if isinstance(error, Forbidden | Unauthenticated):
                 log.error("refused by the controller", extra={"controller": address, "why": error.message})
-                backoff_s = REFUSED_BACKOFF_S
-            except SkyrackError as error:
-                if self.connected.is_set():
-                    backoff_s = BACKOFF_FIRST_S
-                log.info("no session", extra={"controller": address, "why": error.message})
+                wait_s = REFUSED_BACKOFF_S
+            elif lasted_s >= GOOD_SESSION_S:
+                wait_s, backoff_s = max(BACKOFF_FIRST_S, self._nodes * SPREAD_S), BACKOFF_FIRST_S
+            else:
+                wait_s, backoff_s = backoff_s, min(backoff_s * 2, BACKOFF_MAX_S)
+            await asyncio.sleep(self._runtime.jitter_s(wait_s))
+
+    async def _attempt(self, address: str) -> tuple[SkyrackError, float]:
+        """One session from dial to end. Gives why it ended, and how many seconds it lasted from its welcome on."""
+        self._began_s = None
+        why: Exception = Unavailable("the session ended")
+        try:
+            await self._converse(address)
+        except Exception as error:
+            why = error
+        finally:
             self.connected.clear()
-            if not hint:
-                await asyncio.sleep(self._runtime.jitter_s(backoff_s))
-                backoff_s = min(backoff_s * 2, BACKOFF_MAX_S)
+            self._outbox = None
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():  # a task group whose children also failed forgets that we are to end
+            raise asyncio.CancelledError
+        return _reason(why), 0.0 if self._began_s is None else asyncio.get_running_loop().time() - self._began_s
 
     async def _converse(self, address: str) -> None:
-        stream = await self._dialer.dial(address)
         try:
-            await stream.send(agent_pb2.AgentMessage(hello=await self._hello()))
-            welcome = await self._welcome(await stream.receive())
+            async with asyncio.timeout(WELCOME_TIMEOUT_S):
+                stream = await self._dialer.dial(address)
+        except TimeoutError:
+            raise Unavailable("nobody answers the dial") from None
+        try:
+            hello, welcome = await self._greet(stream)
             log.info("session", extra={"controller": address, "epoch": self._epoch})
-            await self._talk(stream, welcome)
+            await self._talk(stream, hello.inventory, welcome)
         finally:
             await stream.close()
 
-    async def _hello(self) -> agent_pb2.Hello:
-        return agent_pb2.Hello(
+    async def _greet(self, stream: AgentStream) -> tuple[agent_pb2.Hello, agent_pb2.Welcome]:
+        if self._mirror_in_doubt:
+            await self._reload()
+        hello = agent_pb2.Hello(
             kind=self._agent.kind, node=self._settings.node, version=self._agent.version, highest_epoch=self._epoch,
             boot_id=self._settings.boot_id, inventory=await self._agent.inventory(),
             desired_epoch=self.mirror.epoch, desired_generation=self.mirror.generation, desired_hash=self.mirror.hash(),
         )  # fmt: skip
+        try:
+            async with asyncio.timeout(WELCOME_TIMEOUT_S):
+                await stream.send(agent_pb2.AgentMessage(hello=hello))
+                return hello, await self._welcome(await stream.receive())
+        except TimeoutError:
+            raise Unavailable("no welcome in time") from None
 
     async def _welcome(self, message: agent_pb2.ControllerMessage) -> agent_pb2.Welcome:
         if message.WhichOneof("body") != "welcome":
             raise Unavailable("the controller did not begin with a welcome")
         await self._admit(message.epoch)
-        if message.welcome.controllers:
-            self._controllers = list(message.welcome.controllers)
+        self._controllers = list(dict.fromkeys([*message.welcome.controllers, *self._settings.controllers]))
+        self._nodes = message.welcome.nodes
         return message.welcome
 
     async def _admit(self, epoch: int) -> None:
@@ -164,30 +251,22 @@ class Session:
 
     # ---- talking
 
-    async def _talk(self, stream: AgentStream, welcome: agent_pb2.Welcome) -> None:
-        while not self._outbox.empty():
-            self._outbox.get_nowait()
+    async def _talk(self, stream: AgentStream, inventory: agent_pb2.Inventory, welcome: agent_pb2.Welcome) -> None:
+        self._outbox = outbox = _Outbox()
+        self._unacknowledged.clear()
+        self._began_s = asyncio.get_running_loop().time()
         self.connected.set()
         self.report(self._agent.observe(), whole=True)
         for result in await self._ledger.results():
             self._put(agent_pb2.AgentMessage(task_result=result))
-        interval_s = max(welcome.heartbeat_interval_ms, 100) / 1000
-        try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._send_all(stream))
-                group.create_task(self._beat(interval_s))
-                group.create_task(self._ship())
-                group.create_task(self._receive_all(stream))
-        except* SkyrackError as several:
-            raise several.exceptions[0] from None
+        async with asyncio.TaskGroup() as group:
+            group.create_task(outbox.drain(stream))
+            group.create_task(outbox.watch())
+            group.create_task(self._beat(inventory, welcome.heartbeat_interval_ms / 1000 or HEARTBEAT_INTERVAL_S))
+            group.create_task(self._ship())
+            group.create_task(self._receive_all(stream, outbox))
 
-    async def _send_all(self, stream: AgentStream) -> None:
-        while self.connected.is_set():
-            await stream.send(await self._outbox.get())
-        raise Unavailable("outbox overflow")
-
-    async def _beat(self, interval_s: float) -> None:
-        last = await self._agent.inventory()
+    async def _beat(self, last: agent_pb2.Inventory, interval_s: float) -> None:
         while True:
             await asyncio.sleep(interval_s)
             beat = agent_pb2.Heartbeat()
@@ -197,23 +276,32 @@ class Session:
                 beat.inventory.CopyFrom(current)
                 last = current
             self._put(agent_pb2.AgentMessage(heartbeat=beat))
+            oldest_s = next(iter(self._unacknowledged.values()), None)
+            if oldest_s is not None and asyncio.get_running_loop().time() - oldest_s > ACK_TIMEOUT_S:
+                raise Unavailable("the controller does not acknowledge reports")
 
     async def _ship(self) -> None:
-        """Sends the spool in batches, one in flight; an acknowledgement (or a second's silence) wakes the next."""
-        incarnation, after = await self._ledger.incarnation(), 0
+        """The spool in batches, one in flight; it goes again only after a long silence, or in the next session."""
+        incarnation = await self._ledger.incarnation()
         while True:
             self._spool_wake.clear()
-            samples = await self._ledger.spooled(after, TELEMETRY_BATCH)
+            samples = await self._ledger.spooled(0, TELEMETRY_BATCH)
             if samples:
-                telemetry = agent_pb2.Telemetry(incarnation=incarnation, samples=samples)
-                self._put(agent_pb2.AgentMessage(telemetry=telemetry))
-            try:
-                async with asyncio.timeout(TELEMETRY_INTERVAL_S):
-                    await self._spool_wake.wait()
-            except TimeoutError:
-                continue
+                self._put(agent_pb2.AgentMessage(telemetry=agent_pb2.Telemetry(incarnation=incarnation, samples=samples)))
+                await self._wait_telemetry_ack(samples[-1].seq)
+            else:
+                await self._spool_wake.wait()
 
-    async def _receive_all(self, stream: AgentStream) -> None:
+    async def _wait_telemetry_ack(self, seq: int) -> None:
+        try:
+            async with asyncio.timeout(TELEMETRY_INTERVAL_S):
+                while self._telemetry_acked_seq < seq:
+                    self._telemetry_acked.clear()
+                    await self._telemetry_acked.wait()
+        except TimeoutError:
+            log.info("telemetry not acknowledged", extra={"seq": seq})
+
+    async def _receive_all(self, stream: AgentStream, outbox: _Outbox) -> None:
         while True:
             message = await stream.receive()
             await self._admit(message.epoch)
@@ -221,47 +309,114 @@ class Session:
                 case "desired":
                     await self._take_desired(message.epoch, message.desired)
                 case "task":
-                    self._jobs.create_task(self._run_task(message.task))
+                    self._start_task(message.task)
                 case "query":
-                    self._jobs.create_task(self._answer(message.query))
+                    self._start(self._answer(message.query, outbox))
                 case "report_ack":
-                    await self._ledger.forget_tasks(message.report_ack.task_ids)
+                    await self._take_report_ack(message.report_ack)
                 case "telemetry_ack":
-                    await self._ledger.drop_spooled(message.telemetry_ack.seq)
-                    self._spool_wake.set()
+                    await self._take_telemetry_ack(message.telemetry_ack)
 
     async def _take_desired(self, epoch: int, delta: agent_pb2.DesiredState) -> None:
+        """Errors: DesiredMismatch when a whole state contradicts its own hash: asking once more would not help."""
+        following = dataclasses.replace(self.mirror)
         try:
-            changed = self.mirror.apply(epoch, delta)
+            changed = following.apply(epoch, delta)
         except desired.DesiredMismatch as error:
+            if not delta.base and not delta.same:
+                raise
             self._put(agent_pb2.AgentMessage(resync=agent_pb2.Resync(why=error.message)))
             return
+        self._mirror_in_doubt = True  # until we know that it is stored; if we are cut off here, the ledger tells
+        stored = {key: following.bodies.get(key) for key in changed}
+        await self._ledger.save_desired(following.epoch, following.generation, stored)
+        self._mirror_in_doubt = False
+        self.mirror.become(following)
         self._agent.desired_changed(self.mirror, changed)
-        stored = {key: self.mirror.bodies.get(key) for key in changed}
-        await self._ledger.save_desired(self.mirror.epoch, self.mirror.generation, stored)
+
+    async def _take_report_ack(self, ack: agent_pb2.ReportAck) -> None:
+        for seq in [seq for seq in self._unacknowledged if seq <= ack.seq]:
+            del self._unacknowledged[seq]
+        await self._ledger.forget_tasks(ack.task_ids)
+
+    async def _take_telemetry_ack(self, ack: agent_pb2.TelemetryAck) -> None:
+        if ack.incarnation == await self._ledger.incarnation():  # another's cursor says nothing about our samples
+            await self._ledger.drop_spooled(ack.seq)
+            self._telemetry_acked_seq = max(self._telemetry_acked_seq, ack.seq)
+            self._telemetry_acked.set()
+
+    # ---- jobs, which outlive a session
+
+    def _start(self, job: Coroutine[Any, Any, None]) -> None:
+        self._jobs.create_task(job)
+
+    def _start_task(self, task: agent_pb2.Task) -> None:
+        if task.task_id not in self._running:
+            self._running.add(task.task_id)
+            self._start(self._run_task(task))
 
     async def _run_task(self, task: agent_pb2.Task) -> None:
-        if task.task_id in self._running:
-            return
-        fresh, result = await self._ledger.begin_task(task.task_id)
-        if fresh:
-            self._running.add(task.task_id)
-            try:
-                result = await self._agent.run_task(task)
-            except SkyrackError as error:
-                result = agent_pb2.TaskResult(ok=False, reason=error.reason, fault=error.message)
-            finally:
-                self._running.discard(task.task_id)
-        elif result is None:
-            result = agent_pb2.TaskResult(ok=False, reason="INTERRUPTED", fault="the agent ended while it ran this")
-        result.task_id = task.task_id
-        await self._ledger.end_task(result)
+        try:
+            fresh, result = await self._ledger.begin_task(task.task_id)
+            if result is None:
+                result = await self._perform(task) if fresh else _failed("INTERRUPTED", "the agent ended while it ran this")
+                result.task_id = task.task_id
+                await self._record(result)
+        except SkyrackError as error:
+            log.error("task not begun", extra={"task": task.task_id, "why": error.message})
+            result = _failed(error.reason, error.message)
+            result.task_id = task.task_id
+        finally:
+            self._running.discard(task.task_id)
         self._put(agent_pb2.AgentMessage(task_result=result))
 
-    async def _answer(self, query: agent_pb2.Query) -> None:
+    async def _perform(self, task: agent_pb2.Task) -> agent_pb2.TaskResult:
+        left_s: float | None = None
+        if task.HasField("deadline"):
+            left_s = task.deadline.ToNanoseconds() / 1e9 - self._runtime.clock.wall_s()
+        try:
+            if left_s is not None and left_s <= 0:
+                raise DeadlineExceeded("came after its deadline")
+            async with asyncio.timeout(left_s):
+                return await self._agent.run_task(task)
+        except (TimeoutError, DeadlineExceeded) as error:
+            return _failed("DEADLINE", str(error) or "not done by its deadline")
+        except SkyrackError as error:
+            return _failed(error.reason, error.message)
+        except Exception as error:
+            log.error("task failed by a bug", exc_info=error, extra={"task": task.task_id})
+            return _failed("FAILED", "internal error of the agent")
+
+    async def _record(self, result: agent_pb2.TaskResult) -> None:
+        """What was done is told to the controller even if the disk would not have it."""
+        try:
+            await self._ledger.end_task(result)
+        except SkyrackError as error:
+            log.error("task result not recorded", extra={"task": result.task_id, "why": error.message})
+
+    async def _answer(self, query: agent_pb2.Query, outbox: _Outbox) -> None:
+        """Into the session that asked; the next one would not know the question."""
         answer = agent_pb2.Answer(query_id=query.query_id, ok=True)
         try:
             answer.body = await self._agent.answer(query)
         except SkyrackError as error:
             answer.ok, answer.fault = False, error.message
-        self._put(agent_pb2.AgentMessage(answer=answer))
+        except Exception as error:
+            log.error("query failed by a bug", exc_info=error, extra={"query": query.query_id})
+            answer.ok, answer.fault = False, "internal error of the agent"
+        outbox.put(agent_pb2.AgentMessage(answer=answer))
+
+
+def _failed(reason: str, fault: str) -> agent_pb2.TaskResult:
+    return agent_pb2.TaskResult(ok=False, reason=reason, fault=fault)
+
+
+def _reason(why: Exception) -> SkyrackError:
+    """The error of ours in `why`, which may be a task group's; bugs are logged and become Unavailable."""
+    found = list(why.exceptions) if isinstance(why, ExceptionGroup) else [why]
+    ours = [error for error in found if isinstance(error, SkyrackError)]
+    for error in found:
+        if not isinstance(error, SkyrackError):
+            log.error("session broken by a bug", exc_info=error)
+    ours.sort(key=lambda error: isinstance(error, Unavailable))  # the others say more
+    return ours[0] if ours else Unavailable("internal error of the agent")
