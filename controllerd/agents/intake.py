@@ -37,7 +37,7 @@ class Intake:
     def report(self, tx: Tx, node: Node, agent: str, report: agent_pb2.Report) -> None:
         present: dict[str, set[str]] = {kind: set() for kind, t in self._takers.items() if t.agent == agent}
         for item in report.objects:
-            kind = item.WhichOneof("observed")
+            kind = str(item.WhichOneof("observed"))
             if kind in present:  # an agent of another kind has no say in it
                 present[kind].add(item.id)
                 self._takers[kind].take(tx, node, item.id, getattr(item, kind))

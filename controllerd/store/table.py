@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Generic, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from controllerd.domain.page import Page, PageOf
 from controllerd.store.database import Row, Tx
@@ -88,7 +88,8 @@ def _loader(hint: Any) -> Callable[[Any], Any]:
     if origin is tuple:
         inner: Any = get_args(hint)[0]
         if dataclasses.is_dataclass(inner):
-            return lambda text: tuple(inner(**item) for item in json.loads(text))
+            make = cast(Callable[..., Any], inner)
+            return lambda text: tuple(make(**item) for item in json.loads(text))
         return lambda text: tuple(json.loads(text))
     return _same
 
