@@ -43,14 +43,15 @@ async def run(
     limits: Limits = UNLIMITED,
     check: bool = True,
     output_bytes_max: int = OUTPUT_BYTES_MAX,
+    pass_fds: Sequence[int] = (),
 ) -> str:
-    """Runs to the end and gives its standard output.
+    """Runs to the end and gives its standard output. `pass_fds` stay open in the child under the same numbers.
 
     Errors: CommandFailed (exit code not 0, unless check is False; no such program: 127; more output than
     `output_bytes_max`, on either stream), DeadlineExceeded. Neither the child nor what it started (unless that made itself a
     daemon) outlives a call that fails.
     """
-    process = await _start(argv, limits, stdin is not None)
+    process = await _start(argv, limits, stdin is not None, pass_fds)
     try:
         async with asyncio.timeout(timeout_s):
             out, err = await _communicate(process, argv, stdin, output_bytes_max)
@@ -66,7 +67,7 @@ async def run(
     return out.decode(errors="replace")
 
 
-async def _start(argv: Sequence[str], limits: Limits, has_stdin: bool) -> asyncio.subprocess.Process:
+async def _start(argv: Sequence[str], limits: Limits, has_stdin: bool, pass_fds: Sequence[int]) -> asyncio.subprocess.Process:
     try:
         return await asyncio.create_subprocess_exec(
             *limits.wrap(argv),
@@ -74,6 +75,7 @@ async def _start(argv: Sequence[str], limits: Limits, has_stdin: bool) -> asynci
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             start_new_session=True,
+            pass_fds=pass_fds,
         )
     except OSError as error:
         raise CommandFailed(argv, 127, str(error.strerror)) from None
