@@ -1,0 +1,160 @@
+"""Passwords to tokens, tokens to callers.
+
+Passwords are argon2id hashes (19 MiB, 2 passes), verified in worker threads, two at a time, so that logins cannot stall the
+loop. A wrong name costs the same work as a wrong password. Failures of one user name are slowed down: after FREE_FAILURES each
+further try has to wait, doubling up to DELAY_MAX_S. Tokens are looked up by hash; a small cache spares the database, and is
+dropped whole whenever a commit touched identity.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from argon2 import PasswordHasher
+from argon2.exceptions import InvalidHashError, VerificationError
+
+from controllerd.app.cloud import Cloud
+from controllerd.domain.policy import Caller
+from controllerd.domain.user import Token, check_lifetime, secret_hash
+from controllerd.store import event
+from controllerd.store.database import Tx
+from controllerd.store.identity import PROJECTS, TOKENS, USERS, project_named, projects_of, roles_of, user_named
+from daemonkit.errors import InvalidArgument, Unauthenticated
+
+IDENTITY = "identity"  # touched by every change of users, roles, projects and tokens
+FREE_FAILURES = 5
+DELAY_MAX_S = 30.0
+CACHE_MAX = 4096
+REFUSED = "user name, password or project is wrong"
+
+
+@dataclass(frozen=True)
+class Issued:
+    secret: str
+    token: Token
+    caller: Caller
+
+
+@dataclass
+class _Failures:
+    count: int = 0
+    not_before_s: float = 0.0
+
+
+class Passwords:
+    """argon2id in threads. OWASP's parameters for a login server."""
+
+    def __init__(self, cloud: Cloud) -> None:
+        self._hasher = PasswordHasher(time_cost=2, memory_cost=19456, parallelism=1)
+        self._threads = cloud.runtime.threads("argon2", 2)
+        self._nobody = self._hasher.hash(cloud.runtime.new_secret())
+
+    async def hash(self, password: str) -> str:
+        return await self._threads.run(self._hasher.hash, password)
+
+    async def right(self, stored: str, password: str) -> bool:
+        """`stored` "" (no such user) takes as long and is wrong."""
+        return await self._threads.run(self._verify, stored or self._nobody, password) and bool(stored)
+
+    def _verify(self, stored: str, password: str) -> bool:
+        try:
+            return self._hasher.verify(stored, password)
+        except (VerificationError, InvalidHashError):
+            return False
+
+    def close(self) -> None:
+        self._threads.close()
+
+
+class Login:
+    def __init__(self, cloud: Cloud, passwords: Passwords) -> None:
+        self._db, self._runtime, self._passwords = cloud.database, cloud.runtime, passwords
+        self._failures: dict[str, _Failures] = {}
+        self._cache: dict[str, tuple[Caller, float]] = {}
+        cloud.database.subscribe(self._notice)
+
+    def _notice(self, touched: set[str]) -> None:
+        if IDENTITY in touched:
+            self._cache.clear()
+
+    async def issue(self, user_name: str, password: str, project: str, lifetime_s: int) -> Issued:
+        """Errors: Unauthenticated (the same for every cause), InvalidArgument (lifetime_s, or project must be chosen)."""
+        lifetime_s = check_lifetime(lifetime_s)
+        self._slow_down(user_name)
+        user = await self._db.read(lambda tx: user_named(tx, user_name))
+        if not await self._passwords.right(user.password_hash if user and user.enabled else "", password) or user is None:
+            self._failed(user_name)
+            raise Unauthenticated(REFUSED)
+        self._failures.pop(user_name, None)
+        secret = self._runtime.new_secret()
+
+        def store(tx: Tx) -> Issued:
+            caller = _scope(tx, user.id, project)
+            token = Token(secret_hash(secret), user.id, caller.project_id, tx.now, tx.now + lifetime_s)
+            TOKENS.insert(tx, token)
+            event.record(tx, "token.create", caller.project_id, user.id, f"{user.name} logged in")
+            return Issued(secret, token, caller)
+
+        return await self._db.write(store)
+
+    def _slow_down(self, user_name: str) -> None:
+        """Errors: Unauthenticated while the name has to wait; it says so, for it tells nothing about passwords."""
+        failures = self._failures.get(user_name)
+        wait_s = failures.not_before_s - self._runtime.clock.boottime_s() if failures else 0.0
+        if wait_s > 0:
+            raise Unauthenticated(f"too many failed logins; try again in {wait_s:.0f} s", retry_after_s=f"{wait_s:.0f}")
+
+    def _failed(self, user_name: str) -> None:
+        if len(self._failures) >= CACHE_MAX:
+            self._failures.clear()
+        failures = self._failures.setdefault(user_name, _Failures())
+        failures.count += 1
+        if failures.count > FREE_FAILURES:
+            delay_s = min(2.0 ** (failures.count - FREE_FAILURES - 1), DELAY_MAX_S)
+            failures.not_before_s = self._runtime.clock.boottime_s() + delay_s
+
+    async def caller_of(self, token: str) -> Caller:
+        """Errors: Unauthenticated for an unknown, expired or revoked token (which is not told)."""
+        digest = secret_hash(token)
+        cached = self._cache.get(digest)
+        now_s = self._runtime.clock.wall_s()
+        if cached and cached[1] > now_s:
+            return cached[0]
+        caller, expires_at = await self._db.read(lambda tx: _caller(tx, digest))
+        if len(self._cache) >= CACHE_MAX:
+            self._cache.clear()
+        self._cache[digest] = (caller, expires_at)
+        return caller
+
+    async def lookup(self, token: str) -> Token:
+        await self.caller_of(token)
+        return await self._db.read(lambda tx: TOKENS.get(tx, secret_hash(token)))
+
+    async def revoke(self, token: str) -> None:
+        def end(tx: Tx) -> None:
+            TOKENS.delete(tx, secret_hash(token))
+            tx.touch(IDENTITY)
+
+        await self._db.write(end)
+
+
+def _scope(tx: Tx, user_id: str, project: str) -> Caller:
+    mine = [p for p in projects_of(tx, user_id) if p.enabled]
+    if project:
+        named = project_named(tx, project)
+        mine = [p for p in mine if named and p.id == named.id]
+    if not mine:
+        raise Unauthenticated(REFUSED)
+    if len(mine) > 1:
+        raise InvalidArgument("project", f"choose one of {', '.join(p.name for p in mine)}")
+    user = USERS.get(tx, user_id)
+    return Caller(user.id, user.name, mine[0].id, mine[0].name, roles_of(tx, user.id, mine[0].id))
+
+
+def _caller(tx: Tx, digest: str) -> tuple[Caller, float]:
+    token = TOKENS.find(tx, digest)
+    user = USERS.find(tx, token.user_id) if token else None
+    project = PROJECTS.find(tx, token.project_id) if token else None
+    if not (token and user and project and user.enabled and project.enabled and token.expires_at > tx.now):
+        raise Unauthenticated("the token is not valid (any more); make a new one with IdentityService.CreateToken")
+    return Caller(user.id, user.name, project.id, project.name, roles_of(tx, user.id, project.id)), token.expires_at

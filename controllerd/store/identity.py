@@ -1,0 +1,93 @@
+"""Projects, users, role assignments and tokens in the store."""
+
+from __future__ import annotations
+
+from controllerd.domain.project import Project
+from controllerd.domain.user import Token, User
+from controllerd.store.database import Tx
+from controllerd.store.table import Table
+
+PROJECTS = Table(Project, "project", "project")
+USERS = Table(User, "user", "user")
+TOKENS = Table(Token, "token", "token", key="hash")
+
+# What must be empty before a project may go.
+_HOLDINGS = ("server", "volume", "image", "port", "router", "floating_ip", "subnet", "network")
+
+
+def project_named(tx: Tx, name_or_id: str) -> Project | None:
+    found = PROJECTS.where(tx, "name = ?1 OR id = ?1 ORDER BY id = ?1 DESC LIMIT 1", name_or_id)
+    return found[0] if found else None
+
+
+def user_named(tx: Tx, name: str) -> User | None:
+    found = USERS.where(tx, "name = ?", name)
+    return found[0] if found else None
+
+
+def roles_of(tx: Tx, user_id: str, project_id: str) -> frozenset[str]:
+    sql = "SELECT role FROM role_assignment WHERE user_id = ? AND project_id = ?"
+    return frozenset(row["role"] for row in tx.each(sql, user_id, project_id))
+
+
+def assignments(tx: Tx, user_id: str = "", project_id: str = "") -> list[tuple[str, str, str]]:
+    """(user id, project id, role); "" = any."""
+    sql = (
+        "SELECT user_id, project_id, role FROM role_assignment"
+        " WHERE (?1 = '' OR user_id = ?1) AND (?2 = '' OR project_id = ?2) ORDER BY user_id, project_id, role"
+    )
+    return [(r["user_id"], r["project_id"], r["role"]) for r in tx.each(sql, user_id, project_id)]
+
+
+def grant(tx: Tx, user_id: str, project_id: str, role: str) -> None:
+    tx.run("INSERT OR IGNORE INTO role_assignment VALUES (?, ?, ?)", user_id, project_id, role)
+
+
+def revoke(tx: Tx, user_id: str, project_id: str, role: str) -> bool:
+    sql = "DELETE FROM role_assignment WHERE user_id = ? AND project_id = ? AND role = ?"
+    return bool(tx.run(sql, user_id, project_id, role))
+
+
+def projects_of(tx: Tx, user_id: str) -> list[Project]:
+    condition = "JOIN role_assignment ON role_assignment.project_id = project.id WHERE role_assignment.user_id = ?"
+    return PROJECTS.where(tx, f"{condition} GROUP BY project.id ORDER BY project.name", user_id)
+
+
+def admins_left(tx: Tx, without_user: str) -> int:
+    sql = (
+        "SELECT count(DISTINCT a.user_id) FROM role_assignment a JOIN user u ON u.id = a.user_id"
+        " WHERE a.role = 'admin' AND u.enabled = 1 AND a.user_id != ?"
+    )
+    return int(tx.value(sql, without_user))
+
+
+def holding(tx: Tx, project_id: str) -> str | None:
+    """A kind of resource that the project still has, None when it is empty."""
+    for kind in _HOLDINGS:
+        condition = " AND purpose = ''" if kind == "port" else ""
+        if tx.value(f"SELECT 1 FROM {kind} WHERE project_id = ?{condition} LIMIT 1", project_id):
+            return kind
+    return None
+
+
+def delete_project(tx: Tx, project_id: str) -> None:
+    """With what belongs to the project but is no resource of its own: roles, tokens, limits, groups, flavors."""
+    for group in tx.all("SELECT id FROM security_group WHERE project_id = ?", project_id):
+        tx.run("DELETE FROM security_group_rule WHERE security_group_id = ?", group["id"])
+    for table in ("security_group", "flavor", "quota_limit", "token", "role_assignment", "idempotency"):
+        tx.run(f"DELETE FROM {table} WHERE project_id = ?", project_id)
+    PROJECTS.delete(tx, project_id)
+
+
+def delete_user(tx: Tx, user_id: str) -> None:
+    for table in ("token", "role_assignment", "keypair"):
+        tx.run(f"DELETE FROM {table} WHERE user_id = ?", user_id)
+    USERS.delete(tx, user_id)
+
+
+def end_tokens(tx: Tx, user_id: str) -> int:
+    return tx.run("DELETE FROM token WHERE user_id = ?", user_id)
+
+
+def expire_tokens(tx: Tx) -> int:
+    return tx.run("DELETE FROM token WHERE expires_at < ?", tx.now)
