@@ -1,0 +1,157 @@
+"""One lasting connection to libvirtd from asyncio.
+
+libvirt's own event loop runs in one thread for the life of the process; its callbacks only hand a word over to our loop.
+Every call runs in a bounded pool of threads (libvirt-python lets go of the interpreter lock meanwhile). Keepalive ends calls
+to a libvirtd that hangs: an asyncio time-out would leave the thread stuck. When the connection breaks, calls fail with
+Unavailable and it is made anew with growing pauses; events were lost then, and `on_connect` says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import libvirt
+
+from computed import metric
+from computed.drivers.base import HypervisorError
+from daemonkit.errors import Unavailable
+from daemonkit.runtime import Runtime
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+CALLS_MAX = 8  # at the same time
+KEEPALIVE_INTERVAL_S = 5
+KEEPALIVE_MISSES_MAX = 3
+BACKOFF_FIRST_S = 0.1
+BACKOFF_MAX_S = 5.0
+
+EVENTS = ("LIFECYCLE", "IO_ERROR_REASON", "DEVICE_ADDED", "DEVICE_REMOVED", "DEVICE_REMOVAL_FAILED", "REBOOT")
+_CONNECTION_ERRORS = {
+    libvirt.VIR_ERR_RPC, libvirt.VIR_ERR_NO_CONNECT, libvirt.VIR_ERR_INVALID_CONN, libvirt.VIR_ERR_SYSTEM_ERROR,
+}  # fmt: skip
+_PATH = re.compile(r"(?<![\w:/])/[\w.+:@%-]+(?:/[\w.+:@%-]+)+")
+
+_event_loop_lock = threading.Lock()
+_event_loop_runs = False
+
+
+def _ensure_event_loop() -> None:
+    """Must come before the first connection. A daemon thread: libvirt has no way to end it."""
+    global _event_loop_runs
+    with _event_loop_lock:
+        if _event_loop_runs:
+            return
+        libvirt.registerErrorHandler(lambda _context, _error: None, None)  # else every error is printed
+        libvirt.virEventRegisterDefaultImpl()
+        threading.Thread(target=_run_events, name="libvirt-events", daemon=True).start()
+        _event_loop_runs = True
+
+
+def _run_events() -> None:
+    while True:
+        libvirt.virEventRunDefaultImpl()
+
+
+def tenant_text(message: str) -> str:
+    """What libvirt said, without the paths of this machine, in one line."""
+    return _PATH.sub("(file)", " ".join(message.split()))[:300]
+
+
+class LibvirtConnection:
+    """`on_event(kind, domain uuid)` and `on_connect()` are called on the event loop."""
+
+    def __init__(
+        self, uri: str, runtime: Runtime, on_event: Callable[[str, str], None], prepare: Callable[[Any], None]
+    ) -> None:
+        """`prepare(connection)` runs in a thread on each new connection, before anybody else may use it."""
+        self._uri, self._runtime, self._on_event, self._prepare = uri, runtime, on_event, prepare
+        self._threads = runtime.threads("libvirt", CALLS_MAX)
+        self._connection: Any = None
+        self._lost = asyncio.Event()
+
+    async def run(self, on_connect: Callable[[], None]) -> None:
+        """Until cancelled."""
+        _ensure_event_loop()
+        loop = asyncio.get_running_loop()
+        pause_s = BACKOFF_FIRST_S
+        try:
+            while True:
+                try:
+                    connection, callbacks = await self._threads.run(self._open, loop)
+                except libvirt.libvirtError as error:
+                    log.warning("no connection to libvirtd", extra={"why": str(error), "retry_s": pause_s})
+                    await asyncio.sleep(pause_s)
+                    pause_s = min(pause_s * 2, BACKOFF_MAX_S)
+                    continue
+                pause_s = BACKOFF_FIRST_S
+                metric.RECONNECTS.inc()
+                await self._use(connection, callbacks, on_connect)
+        finally:
+            self._threads.close()
+
+    async def _use(self, connection: Any, callbacks: list[int], on_connect: Callable[[], None]) -> None:
+        self._lost.clear()
+        self._connection = connection
+        try:
+            on_connect()
+            await self._lost.wait()
+            log.warning("connection to libvirtd lost")
+        finally:
+            self._connection = None
+            await self._threads.run(_close, connection, callbacks)
+
+    def _open(self, loop: asyncio.AbstractEventLoop) -> tuple[Any, list[int]]:
+        connection = libvirt.open(self._uri)
+        connection.setKeepAlive(KEEPALIVE_INTERVAL_S, KEEPALIVE_MISSES_MAX)
+        connection.registerCloseCallback(lambda *_: _post(loop, self._lost.set), None)
+
+        def listener(kind: str) -> Callable[..., None]:
+            return lambda _connection, domain, *_: _post(loop, self._on_event, kind, domain.UUIDString())
+
+        callbacks = [
+            connection.domainEventRegisterAny(None, getattr(libvirt, f"VIR_DOMAIN_EVENT_ID_{kind}"), listener(kind), None)
+            for kind in EVENTS
+        ]
+        self._prepare(connection)
+        return connection, callbacks
+
+    async def call(self, fn: Callable[..., T], *args: object) -> T:
+        """Runs `fn(connection, *args)` in a thread. Errors: Unavailable, HypervisorError."""
+        connection = self._connection
+        if connection is None or self._lost.is_set():
+            raise Unavailable("libvirtd does not answer")
+        try:
+            return await self._threads.run(fn, connection, *args)
+        except libvirt.libvirtError as error:
+            text = str(error)
+            if self._lost.is_set() or self._connection is not connection or _broke(error):
+                raise Unavailable("the connection to libvirtd broke") from error
+            log.warning("libvirt refused", extra={"why": text})
+            raise HypervisorError(f"the hypervisor refused: {tenant_text(text)}") from error
+
+
+def _broke(error: libvirt.libvirtError) -> bool:
+    transport = error.get_error_domain() in (libvirt.VIR_FROM_RPC, libvirt.VIR_FROM_REMOTE)
+    return transport and error.get_error_code() in _CONNECTION_ERRORS
+
+
+def _post(loop: asyncio.AbstractEventLoop, fn: Callable[..., None], *args: object) -> None:
+    """From libvirt's thread. A loop that has ended needs no more words."""
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(fn, *args)
+
+
+def _close(connection: Any, callbacks: list[int]) -> None:
+    try:
+        for number in callbacks:
+            connection.domainEventDeregisterAny(number)
+        connection.unregisterCloseCallback()
+        connection.close()
+    except libvirt.libvirtError as error:
+        log.debug("closing libvirt", extra={"why": str(error)})
