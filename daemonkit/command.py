@@ -101,11 +101,8 @@ async def _communicate(
             process.stdin.close()
 
     assert process.stdout is not None and process.stderr is not None
-    try:
-        async with asyncio.TaskGroup() as group:
-            group.create_task(feed())
-            out, err = group.create_task(read(process.stdout)), group.create_task(read(process.stderr))
-    except ExceptionGroup as several:
-        raise several.exceptions[0] from None
+    # No task group, whose failure would be left counted as a cancellation of our caller (Python 3.11). If one of the three
+    # fails the child is killed, and the others come to their end with it.
+    _, out, err = await asyncio.gather(feed(), read(process.stdout), read(process.stderr))
     await process.wait()
-    return out.result(), err.result()
+    return out, err

@@ -168,11 +168,16 @@ class Session:
             await self._dial_for_ever()
 
     async def _dial_for_ever(self) -> None:
+        us = asyncio.current_task()
         backoff_s, turn, hint, last_why = BACKOFF_FIRST_S, 0, "", ""
         while True:
             address = hint or self._controllers[turn % len(self._controllers)]
             turn += not hint
-            error, lasted_s = await self._attempt(address)
+            # In a task of its own: Python 3.11's task groups leave a cancellation counted on a task whose children failed,
+            # and later timeouts of that task would then not be told from cancellations.
+            error, lasted_s = await self._jobs.create_task(self._attempt(address))
+            if us is not None and us.cancelling():  # the attempt may have failed just when it was cancelled
+                raise asyncio.CancelledError
             level = logging.DEBUG if error.message == last_why else logging.INFO
             log.log(level, "no session", extra={"controller": address, "why": error.message, "lasted_s": round(lasted_s, 1)})
             last_why = error.message
@@ -200,9 +205,6 @@ class Session:
         finally:
             self.connected.clear()
             self._outbox = None
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():  # a task group whose children also failed forgets that we are to end
-            raise asyncio.CancelledError
         return _reason(why), 0.0 if self._began_s is None else asyncio.get_running_loop().time() - self._began_s
 
     async def _converse(self, address: str) -> None:
