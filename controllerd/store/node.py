@@ -8,7 +8,7 @@ from controllerd.domain.node import AgentRecord, Node
 from controllerd.store.database import Row, Tx
 from controllerd.store.table import Table
 
-NODES = Table(Node, "node", "node")
+NODES = Table(Node, "node", "node", born="joined_at")
 
 
 def by_name(tx: Tx, name: str) -> Node | None:
@@ -53,3 +53,43 @@ def is_lost(tx: Tx, node_id: str, kind: str) -> bool:
     """Whether waiting for this agent is pointless: it is lost, or the node is gone."""
     value = tx.value("SELECT lost FROM agent WHERE node_id = ? AND kind = ?", node_id, kind)
     return value is None or bool(value)
+
+
+def holdings(tx: Tx) -> dict[str, Row]:
+    """node id -> {vcpus, memory_mib, disk_gib, servers}: what is claimed there, tombstones included."""
+    sql = (
+        "SELECT node_id, sum(vcpus) AS vcpus, sum(memory_mib) AS memory_mib, sum(disk_gib) AS disk_gib, sum(live) AS servers"
+        " FROM (SELECT node_id, vcpus, memory_mib, disk_gib, 1 AS live FROM claim"
+        " UNION ALL SELECT node_id, vcpus, memory_mib, disk_gib, 0 FROM tombstone) GROUP BY node_id"
+    )
+    return {row["node_id"]: row for row in tx.each(sql)}
+
+
+def holds_anything(tx: Tx, node_id: str) -> bool:
+    tables = ("claim", "server", "volume", "blob", "port", "router")
+    return any(tx.value(f"SELECT 1 FROM {t} WHERE node_id = ? LIMIT 1", node_id) for t in tables)
+
+
+def delete(tx: Tx, node_id: str) -> None:
+    for table in ("agent", "agent_task", "tombstone", "telemetry_cursor"):
+        tx.run(f"DELETE FROM {table} WHERE node_id = ?", node_id)
+    NODES.delete(tx, node_id)
+    tx.touch(node_id)
+
+
+def put_join_token(tx: Tx, token_hash: str, name: str, roles: tuple[str, ...], expires_at: float) -> None:
+    tx.run("INSERT INTO join_token VALUES (?, ?, ?, ?, 0)", token_hash, name, json.dumps(roles), expires_at)
+
+
+def use_join_token(tx: Tx, token_hash: str) -> tuple[str, tuple[str, ...]] | None:
+    """(node name, roles) the first time within its life; None ever after."""
+    sql = "UPDATE join_token SET used = 1 WHERE hash = ? AND used = 0 AND expires_at > ?"
+    if not tx.run(sql, token_hash, tx.now):
+        return None
+    row = tx.one("SELECT node_name, roles FROM join_token WHERE hash = ?", token_hash)
+    assert row is not None
+    return row["node_name"], tuple(json.loads(row["roles"]))
+
+
+def expire_join_tokens(tx: Tx) -> int:
+    return tx.run("DELETE FROM join_token WHERE expires_at < ?", tx.now)

@@ -19,10 +19,10 @@ R = TypeVar("R")
 
 
 class Table(Generic[R]):
-    """`kind` is the noun in errors; `name` the SQL table; `key` its primary key column."""
+    """`kind` is the noun in errors; `name` the SQL table; `key` its primary key column; `born` its creation time."""
 
-    def __init__(self, cls: type[R], name: str, kind: str, key: str = "id") -> None:
-        self.cls, self.name, self.kind, self.key = cls, name, kind, key
+    def __init__(self, cls: type[R], name: str, kind: str, key: str = "id", born: str = "created_at") -> None:
+        self.cls, self.name, self.kind, self.key, self.born = cls, name, kind, key, born
         hints = get_type_hints(cls)
         self.columns = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
         self._load = {c: _loader(hints[c]) for c in self.columns}
@@ -64,11 +64,11 @@ class Table(Generic[R]):
         return bool(tx.run(f"DELETE FROM {self.name} WHERE {self.key} = ?", key))
 
     def page(self, tx: Tx, page: Page, condition: str, *values: Any) -> PageOf[R]:
-        """Ordered by (created_at, id): stable, and found by marker, never by offset."""
-        after = f"({self.name}.created_at, {self.name}.{self.key}) > (?, ?)"
-        sql = f"{self._select} WHERE ({condition}) AND {after} ORDER BY {self.name}.created_at, {self.name}.{self.key} LIMIT ?"
+        """Ordered by (birth, id): stable, and found by marker, never by offset."""
+        after = f"({self.name}.{self.born}, {self.name}.{self.key}) > (?, ?)"
+        sql = f"{self._select} WHERE ({condition}) AND {after} ORDER BY {self.name}.{self.born}, {self.name}.{self.key} LIMIT ?"
         items = [self.of(row) for row in tx.each(sql, *values, page.after_time, page.after_id, page.limit + 1)]
-        return PageOf.cut(items, page.limit, lambda item: (item.created_at, getattr(item, self.key)))  # type: ignore[attr-defined]
+        return PageOf.cut(items, page.limit, lambda item: (getattr(item, self.born), getattr(item, self.key)))
 
 
 def _dump(value: Any) -> Any:
