@@ -18,7 +18,7 @@ import shutil
 import signal
 import sys
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,6 +101,7 @@ class Host:
     """`directory` holds its disk; its length does not matter. `virtualization`: give it libvirt (units virtlogd, libvirtd).
 
     `names`: further lines for its /etc/hosts, name to address. `warm`: directory of saved QEMU capabilities, see `hypervisor`.
+    `plug` is called at power on, when the network namespace is there and new: it brings the interfaces.
     """
 
     def __init__(
@@ -113,6 +114,7 @@ class Host:
         virtualization: bool = False,
         names: Mapping[str, str] | None = None,
         warm: Path | None = None,
+        plug: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self.name = name
         self.directory = directory
@@ -121,6 +123,7 @@ class Host:
         self.virtualization = virtualization
         self.names = dict(names or {})
         self.warm = warm
+        self.plug = plug
         self.groups = ControlGroup(self.namespace)
 
     # -- power
@@ -132,8 +135,11 @@ class Host:
         """
         if self.pid() is not None:
             return
+        await self.power_off()
         self._write_disk()
         await namespace.ensure(self.namespace)
+        if self.plug:
+            await self.plug()
         self.groups.create()
         # setsid --fork: a power supply of its own, which does not end with the launcher
         await run("setsid", "--fork", "sh", "-ec", self._boot_script(), "boot", *self.groups.entrances())
@@ -191,7 +197,10 @@ class Host:
             await asyncio.sleep(POLL_S)
 
     async def power_off(self) -> None:
-        """Pulls the plug: SIGKILL for process 1, and with it for all. Errors: DeadlineExceeded if something lives on."""
+        """Pulls the plug: SIGKILL for process 1, and with it for all; interfaces, rules and routes are gone too.
+
+        Errors: DeadlineExceeded if something lives on.
+        """
         pid = self.pid()
         if pid is not None:
             _kill(pid)
@@ -202,6 +211,7 @@ class Host:
                 await self._until_dead(kill_after=asyncio.get_running_loop().time() + 0.3)
         except TimeoutError:
             raise DeadlineExceeded(f"processes of {self.name} do not end: {sorted(self._everyone())}") from None
+        await namespace.delete(self.namespace)
 
     async def _until_dead(self, kill_after: float) -> None:
         """The plug takes the PID namespace; what somebody put into the network namespace from outside is killed here."""
@@ -214,7 +224,6 @@ class Host:
     async def remove(self) -> None:
         """Powers off and leaves nothing: no process, namespace, control group, file. May be called at any time, and twice."""
         await self.power_off()
-        await namespace.delete(self.namespace)
         await self.groups.remove()
         await asyncio.to_thread(shutil.rmtree, self.directory, ignore_errors=True)
 
@@ -295,10 +304,10 @@ class Host:
     def log(self, unit: str) -> Path:
         return self.directory / "var/log/skyrack" / f"{unit}.log"
 
-    async def request(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        """One exchange with the supervisor. Errors: Unavailable (off, frozen or too slow), NotFound (no such unit)."""
+    async def request(self, message: Mapping[str, Any], timeout_s: float = 10.0) -> dict[str, Any]:
+        """One exchange with the supervisor. Errors: Unavailable (off, frozen, slow), Conflict (it refuses, and says why)."""
         try:
-            async with asyncio.timeout(10.0):
+            async with asyncio.timeout(timeout_s):
                 line = await self._exchange(json.dumps(message).encode() + b"\n")
         except (OSError, TimeoutError) as error:
             raise Unavailable(f"host {self.name} does not answer: {error or 'time is up'}") from None

@@ -1,0 +1,3 @@
+from skyrack.sandbox.cli import sandbox
+
+sandbox(prog_name="skyrack sandbox")

@@ -1,0 +1,87 @@
+"""The configuration files and units of each node: the same files that production has, with the box's addresses."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from skyrack.sandbox.layout import AGENTS_PORT, API_PORT, INTERNET, TRAFFIC, Node
+from skyrack.sandbox.unit import Unit
+
+PROGRAMS = Path(sys.prefix) / "bin"
+CERTIFICATE = "/etc/skyrack/tls/node.pem"
+ADMIN_ENV = "/etc/skyrack/admin.env"
+_PORTS = {"networkd": (7710, 9710), "computed": (7720, 9720), "storaged": (7730, 9730)}
+_NBD_PORT = 10809
+
+
+def program(name: str) -> str:
+    """Where this installation has its commands."""
+    return str(PROGRAMS / name)
+
+
+def units(node: Node) -> list[Unit]:
+    """A daemon waits until its node has a certificate: the controller's bootstrap or `skyrack node join` brings it."""
+    return [
+        Unit(
+            daemon,
+            (program(f"skyrack-{daemon}"), "--config", f"/etc/skyrack/{daemon}.toml"),
+            notify=True,
+            needs=CERTIFICATE,
+        )
+        for daemon in node.kind.daemons
+    ]
+
+
+def files(node: Node, controllers: Sequence[Node], api_port: int) -> dict[str, str]:
+    """File name in /etc/skyrack to text. `api_port`: where the machine's 127.0.0.1 reaches this controller."""
+    made = {}
+    for daemon in node.kind.daemons:
+        keys = _controller(node, api_port) if daemon == "controllerd" else _agent(daemon, node, controllers)
+        made[f"{daemon}.toml"] = _toml(keys) + (_gateway(node) if daemon == "networkd" else "")
+    return made
+
+
+def _controller(node: Node, api_port: int) -> dict[str, object]:
+    return {
+        "node": node.name,
+        "data_dir": "/var/lib/skyrack/controllerd",
+        "tls_dir": "/etc/skyrack/tls",
+        "api_listen": f"{node.address}:{API_PORT}",
+        "agents_listen": f"{node.address}:{AGENTS_PORT}",
+        "metrics_listen": f"{node.address}:9700",
+        "advertise_api": f"{node.address}:{API_PORT}",
+        "advertise_agents": f"{node.address}:{AGENTS_PORT}",
+    }
+
+
+def _agent(daemon: str, node: Node, controllers: Sequence[Node]) -> dict[str, object]:
+    port, metrics_port = _PORTS[daemon]
+    keys: dict[str, object] = {
+        "node": node.name,
+        "controllers": [f"{controller.address}:{AGENTS_PORT}" for controller in controllers],
+        "data_dir": f"/var/lib/skyrack/{daemon}",
+        "tls_dir": "/etc/skyrack/tls",
+        "listen": f"{node.address}:{port}",
+        "metrics_listen": f"{node.address}:{metrics_port}",
+    }
+    if daemon == "networkd":
+        keys |= {"vtep": node.vtep, "underlay_mtu": TRAFFIC.mtu}
+    elif daemon == "computed":
+        keys |= {"libvirt_uri": "qemu:///system", "virt_type": "auto"}
+    elif daemon == "storaged":
+        keys |= {"nbd_listen": f"{node.address}:{_NBD_PORT}"}
+    return keys
+
+
+def _gateway(node: Node) -> str:
+    if "gateway" not in node.kind.roles:
+        return ""
+    return "\n[gateway]\n" + _toml({"enabled": True, "external_device": INTERNET.device})
+
+
+def _toml(keys: dict[str, object]) -> str:
+    """Strings, numbers, booleans and lists of them: JSON's spelling is TOML's."""
+    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in keys.items())

@@ -1,0 +1,101 @@
+"""The plan of the rack: which nodes there are, what they do, which networks they are plugged into, under which addresses.
+
+Pure: the same state always gives the same plan, so everything the box ever made can be found again from a few numbers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from daemonkit.errors import InvalidArgument
+
+API_PORT = 7700
+AGENTS_PORT = 7701
+
+
+@dataclass(frozen=True)
+class Network:
+    """One of the three wires. `device`: its interface in every node that is plugged in. `mtu` in bytes."""
+
+    name: str
+    device: str
+    prefix: str
+    mtu: int = 1500
+
+    def address(self, last: int) -> str:
+        return f"{self.prefix}.{last}"
+
+
+# The traffic network carries VXLAN (50 bytes): tenants get an MTU of 1450.
+MANAGEMENT = Network("management", "mgmt0", "10.10.0")
+TRAFFIC = Network("traffic", "data0", "10.20.0")
+INTERNET = Network("internet", "ext0", "203.0.113")
+NETWORKS = {network.name: network for network in (MANAGEMENT, TRAFFIC, INTERNET)}
+
+CLIENT = "internet"
+CLIENT_ADDRESS = INTERNET.address(254)
+PUBLIC_CIDR = f"{INTERNET.prefix}.0/24"
+PUBLIC_POOL = (INTERNET.address(10), INTERNET.address(250))
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A sort of node: what its certificate lets it do, its daemons, where it is plugged in, where its numbers start."""
+
+    letter: str
+    word: str
+    roles: tuple[str, ...]
+    daemons: tuple[str, ...]
+    networks: tuple[Network, ...]
+    base: int
+    most: int
+
+
+KINDS = (
+    Kind("c", "controllers", ("controller",), ("controllerd",), (MANAGEMENT,), 10, 1),
+    Kind("n", "networks", ("edge", "gateway"), ("networkd",), (MANAGEMENT, TRAFFIC, INTERNET), 20, 9),
+    Kind("s", "storages", ("storage",), ("storaged",), (MANAGEMENT,), 30, 9),
+    Kind("k", "computes", ("compute", "edge"), ("networkd", "computed"), (MANAGEMENT, TRAFFIC), 40, 200),
+)
+
+
+@dataclass(frozen=True)
+class Node:
+    name: str
+    kind: Kind
+    number: int
+
+    @property
+    def address(self) -> str:
+        """On the management network."""
+        return MANAGEMENT.address(self.kind.base + self.number)
+
+    @property
+    def vtep(self) -> str:
+        return TRAFFIC.address(self.kind.base + self.number)
+
+    def addresses(self) -> Iterator[tuple[Network, str]]:
+        """Each network it is plugged into, with its address there; "" where it has none (a gateway's outside)."""
+        for network in self.kind.networks:
+            yield network, "" if network is INTERNET else network.address(self.kind.base + self.number)
+
+
+def nodes(counts: dict[str, int]) -> list[Node]:
+    """`counts` as {"controllers": 1, "networks": 1, "computes": 2, "storages": 1}. Errors: InvalidArgument."""
+    made = []
+    for kind in KINDS:
+        count = counts.get(kind.word, 0)
+        least = 1 if kind.word == "controllers" else 0
+        if not least <= count <= kind.most:
+            raise InvalidArgument(kind.word, f"{least} to {kind.most} are possible, not {count}")
+        made += [Node(f"{kind.letter}{number}", kind, number) for number in range(1, count + 1)]
+    return made
+
+
+def check_name(name: str) -> str:
+    """A sandbox's name becomes part of namespace and group names, with "-" as the separator. Errors: InvalidArgument."""
+    if not re.fullmatch(r"[a-z][a-z0-9]{0,14}", name):
+        raise InvalidArgument("name", f"{name!r} is not 1-15 of a-z and 0-9 beginning with a letter")
+    return name

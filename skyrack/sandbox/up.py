@@ -1,0 +1,85 @@
+"""How a rack comes up: hosts, the first controller, every other node by its join token, then all daemons UP.
+
+The steps are those of `docs/install.md` for real machines; only the hosts are made differently.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+from skyrack.sandbox import config
+from skyrack.sandbox.cloud import PUBLIC, Cloud, read_env
+from skyrack.sandbox.host import Host
+from skyrack.sandbox.layout import Node
+from skyrack.sandbox.rack import Rack
+
+Tell = Callable[[str], None]
+SERVING_LIMIT_S = 60.0
+NODES_LIMIT_S = 90.0
+JOIN_LIMIT_S = 60.0
+
+
+async def bring_up(rack: Rack, counts: dict[str, int], tell: Tell) -> dict[str, str]:
+    """Gives what `env` prints. Finishes whatever an earlier, interrupted `up` began. Errors: SkyrackError."""
+    await rack.power_on(counts)
+    tell("hosts are on")
+    first, *others = rack.nodes()
+    await _bootstrap(rack.host(first.name), first)
+    tell(f"{first.name} has a certificate authority and an admin")
+    async with connect(rack) as cloud:
+        await cloud.until_serving(SERVING_LIMIT_S)
+        tell(f"controller serves at {rack.endpoint(first.name)}")
+        async with asyncio.TaskGroup() as group:
+            for node in others:
+                group.create_task(_join(rack.host(node.name), node, cloud, tell))
+        await cloud.until_up([node.name for node in others], NODES_LIMIT_S, tell)
+        if await cloud.ensure_public_network():
+            tell(f"network {PUBLIC} leads to the internet")
+    return environment(rack)
+
+
+async def _bootstrap(host: Host, node: Node) -> None:
+    """Once in a controller's life: its authority, its certificate, the admin's password in a file only root can read."""
+    names = [word for name in ("127.0.0.1", "localhost") for word in ("--api-name", name)]
+    await host.execute(
+        config.program("skyrack-controllerd"),
+        "bootstrap",
+        "--config",
+        "/etc/skyrack/controllerd.toml",
+        "--admin-env",
+        config.ADMIN_ENV,
+        *names,
+        timeout_s=JOIN_LIMIT_S,
+    )
+    for daemon in node.kind.daemons:
+        await host.start_unit(daemon)
+
+
+async def _join(host: Host, node: Node, cloud: Cloud, tell: Tell) -> None:
+    """A node that has its certificate has joined. The token goes by standard input: argv is there for all to see."""
+    if not (host.directory / config.CERTIFICATE.lstrip("/")).exists():
+        token = await cloud.join_token(node.name, node.kind.roles)
+        join = (config.program("skyrack"), "node", "join", "-", "--address", node.address)
+        await host.execute(*join, stdin=token.encode(), timeout_s=JOIN_LIMIT_S)
+        tell(f"{node.name} has joined as {' and '.join(node.kind.roles)}")
+    for daemon in node.kind.daemons:
+        await host.start_unit(daemon)
+
+
+def connect(rack: Rack) -> Cloud:
+    """A login of the admin, through the door at 127.0.0.1."""
+    env = environment(rack)
+    return Cloud(env["SKYRACK_ENDPOINT"], Path(env["SKYRACK_CA"]), env)
+
+
+def environment(rack: Rack) -> dict[str, str]:
+    """SKYRACK_* for a program on the machine. Errors: NotFound before the first controller's bootstrap."""
+    first = rack.controllers()[0]
+    disk = rack.host(first.name).directory
+    given = read_env((disk / config.ADMIN_ENV.lstrip("/")).read_text())
+    return given | {
+        "SKYRACK_ENDPOINT": ",".join(rack.endpoint(controller.name) for controller in rack.controllers()),
+        "SKYRACK_CA": str(disk / "etc/skyrack/tls/ca.pem"),
+    }
