@@ -1,0 +1,142 @@
+"""storaged, put together. Decides nothing.
+
+`main` is the program; `Storaged` is the daemon without its outer skin (files of TLS, own gRPC, metrics), so that a simulation
+builds it with a fake driver, its own dialer and clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from daemonkit import config, lifecycle, log, metrics
+from daemonkit.errors import ConfigError
+from daemonkit.ledger import Ledger
+from daemonkit.rpc import Server
+from daemonkit.runtime import Runtime, system_runtime
+from daemonkit.session import Session, SessionSettings
+from daemonkit.tls import TlsFiles
+from daemonkit.transport import Dialer, GrpcDialer
+from skyrack.v1 import blob_pb2_grpc
+from storaged.config import Config
+from storaged.drivers.base import VolumeDriver
+from storaged.drivers.fake import FakeVolumes
+from storaged.images.store import ImageStore
+from storaged.reconcile import Fetch, Reconciler
+from storaged.report import Reporter, publish_gauges
+from storaged.session import VERSION, Addresses, StorageAgent
+from storaged.transfer import BlobServicer, GrpcOrigin
+
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+BLOB_SERVICE = "skyrack.v1.BlobService"
+
+
+class Storaged:
+    """The rooms, wired. `run` works until cancelled; ledger and image store must be open."""
+
+    def __init__(
+        self, settings: Config, driver: VolumeDriver, images: ImageStore, fetch: Fetch, ledger: Ledger, dialer: Dialer,
+        runtime: Runtime, boot_id: str,
+    ) -> None:  # fmt: skip
+        reporter = Reporter()
+        self.reconciler = Reconciler(driver, images, fetch, runtime, reporter.tell)
+        agent = StorageAgent(Addresses(settings.listen, *settings.nbd_address()), driver, images, self.reconciler)
+        session = SessionSettings(settings.node, tuple(settings.controllers), boot_id)
+        self.session = Session(agent, session, dialer, ledger, runtime)
+        reporter.session = self.session
+        publish_gauges(self.reconciler, images, driver)
+
+    async def run(self) -> None:
+        await self.session.restore()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.reconciler.run())
+            # A report before we know what is served could call an export gone that still is.
+            await self.reconciler.reached.wait()
+            await self.reconciler.look_around()
+            group.create_task(self.session.run())
+
+
+async def volume_driver(settings: Config, tls: TlsFiles, runtime: Runtime, stack: AsyncExitStack) -> VolumeDriver:
+    if settings.driver == "fake":
+        return FakeVolumes(runtime)
+    from storaged.drivers.qsd.disk import VolumeFiles
+    from storaged.drivers.qsd.driver import QsdVolumes
+    from storaged.drivers.qsd.process import QsdSettings
+
+    files = VolumeFiles(settings.volumes_dir, runtime)
+    stack.callback(files.close)
+    await files.open()
+    settings.qsd_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return QsdVolumes(QsdSettings(settings.qsd_dir, tls, *settings.nbd_address()), files)
+
+
+async def serve(settings: Config, life: lifecycle.Lifecycle) -> None:
+    """Until asked to stop. Volumes stay served."""
+    runtime = system_runtime()
+    tls = TlsFiles(settings.tls_dir)
+    if tls.identity().node != settings.node:
+        raise ConfigError(f"node is {settings.node!r}, but the certificate is of {tls.identity().node!r}")
+    async with AsyncExitStack() as stack:
+        driver = await volume_driver(settings, tls, runtime, stack)
+        images = ImageStore(settings.images_dir, settings.images_reserve_mib << 20, runtime)
+        stack.callback(images.close)
+        await images.open()
+        ledger = Ledger(settings.data_dir / "ledger" / "ledger.sqlite", runtime)
+        await ledger.open()
+        stack.push_async_callback(ledger.close)
+        server = Server(runtime.new_id)
+        blobs = BlobServicer(images, runtime)
+        stack.callback(blobs.close)
+        blob_pb2_grpc.add_BlobServiceServicer_to_server(blobs, server.grpc)
+        server.bind(settings.listen, tls.server(clients_must_show_certificate=True))
+        await server.start([BLOB_SERVICE])
+        stack.push_async_callback(server.stop)
+        if settings.metrics_listen:
+            metrics.INFO.labels("storaged", VERSION).set(1)
+            stack.callback(metrics.serve(settings.metrics_listen).shutdown)
+        fetch = GrpcOrigin(images, tls).fetch
+        storaged = Storaged(settings, driver, images, fetch, ledger, GrpcDialer(tls), runtime, _boot_id())
+        await _until_stopped(storaged, life)
+
+
+async def _until_stopped(storaged: Storaged, life: lifecycle.Lifecycle) -> None:
+    async with asyncio.TaskGroup() as group:
+        work = [group.create_task(storaged.run()), group.create_task(metrics.watch_loop_lag())]
+        life.ready("serving")
+        await life.stopping.wait()
+        for task in work:
+            task.cancel()
+
+
+def _boot_id() -> str:
+    """Changes when the machine starts anew."""
+    return BOOT_ID.read_text().strip()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="skyrack-storaged", description="The agent of a storage node.")
+    parser.add_argument("--config", type=Path, default=Path("/etc/skyrack/storaged.toml"))
+    parser.add_argument("--print-config", action="store_true", help="print every option with its default, and end")
+    arguments = parser.parse_args()
+    if arguments.print_config:
+        print(config.describe(Config), end="")
+        return 0
+    try:
+        settings = config.load(Config, arguments.config)
+        settings.for_daemon()
+        log.setup("storaged", settings.log_level)
+        data = lifecycle.DataDirectory(settings.data_dir)
+    except ConfigError as error:
+        print(f"cannot start: {error.message}", file=sys.stderr)
+        return 1
+    try:
+        return lifecycle.run(lambda life: serve(settings, life))
+    finally:
+        data.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
