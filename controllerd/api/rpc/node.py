@@ -64,7 +64,7 @@ def render(view: NodeView) -> pb.Node:
     )  # fmt: skip
 
 
-def state_of(view: NodeView) -> pb.NodeState:
+def state_of(view: NodeView) -> pb.NodeState.ValueType:
     """UP when every agent that its roles need is in session; JOINED before any of them ever was."""
     if not view.agents and view.node.agents():
         return pb.NODE_STATE_JOINED
