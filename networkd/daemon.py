@@ -1,0 +1,152 @@
+"""networkd: makes the networks of this node. Composition root: builds every room, decides nothing."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import ipaddress
+import logging
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from daemonkit import config, lifecycle, metrics
+from daemonkit import log as logs
+from daemonkit.config import option
+from daemonkit.errors import ConfigError
+from daemonkit.ledger import Ledger
+from daemonkit.lifecycle import DataDirectory, Lifecycle
+from daemonkit.rpc import Server
+from daemonkit.runtime import Runtime, system_runtime
+from daemonkit.session import Session, SessionSettings
+from daemonkit.tls import TlsFiles
+from daemonkit.transport import GrpcDialer
+from networkd.compile import metadata
+from networkd.drivers.base import Answer, Driver
+from networkd.reconcile import Reconciler
+from networkd.session import NetworkAgent
+from networkd.spec.desired import Node
+
+log = logging.getLogger(__name__)
+
+UNDERLAY_MTU_MIN = 1280
+
+
+@dataclass(frozen=True)
+class GatewayConfig:
+    enabled: bool = option(False, "may this node carry routers and floating IPs?")
+    external_device: str = option("", "interface on the provider network (the internet side); it joins a bridge of ours")
+
+    def __post_init__(self) -> None:
+        if self.enabled and not self.external_device:
+            raise ConfigError("gateway.external_device must be set on a gateway node")
+
+
+@dataclass(frozen=True)
+class Config:
+    node: str = option("", "name of this node; the common name of its certificate")
+    controllers: list[str] = option(["127.0.0.1:7701"], 'agent service of the controllers, "host:port"')
+    data_dir: Path = option(Path("/var/lib/skyrack/networkd"), "what must survive a reboot")
+    run_dir: Path = option(Path("/run/skyrack/networkd"), "what goes with a reboot: dnsmasq's files; not below data_dir")
+    tls_dir: Path = option(Path("/etc/skyrack/tls"), "ca.pem, node.pem, node.key")
+    listen: str = option("127.0.0.1:7710", "own gRPC (health, reflection) with mutual TLS")
+    metrics_listen: str = option("127.0.0.1:9710", 'Prometheus metrics; "" = none')
+    log_level: str = option("info", "debug, info, warning, error")
+    vtep: str = option("", "IPv4 address of this node on the network for tenants' traffic")
+    underlay_mtu: int = option(1500, "of that network, bytes")
+    driver: str = option("kernel", '"kernel" or "fake"')
+    gateway: GatewayConfig = config.section(GatewayConfig)
+
+    def __post_init__(self) -> None:
+        if self.driver not in ("kernel", "fake"):
+            raise ConfigError(f'driver must be "kernel" or "fake", is {self.driver!r}')
+        if self.underlay_mtu < UNDERLAY_MTU_MIN:
+            raise ConfigError(f"underlay_mtu must be at least {UNDERLAY_MTU_MIN}")
+        try:
+            ipaddress.IPv4Address(self.vtep or "0.0.0.0")
+        except ValueError:
+            raise ConfigError(f"vtep must be an IPv4 address, is {self.vtep!r}") from None
+
+
+async def serve(settings: Config, life: Lifecycle) -> None:
+    """Errors: ConfigError when the machine or the configuration is not fit."""
+    if not settings.node or not settings.vtep:
+        raise ConfigError("node and vtep must be set")
+    runtime = system_runtime()
+    lock = DataDirectory(settings.data_dir)
+    tls = TlsFiles(settings.tls_dir)
+    ledger = Ledger(settings.data_dir / "ledger.db", runtime)
+    await ledger.open()
+    external_device = settings.gateway.external_device if settings.gateway.enabled else ""
+    node = Node(settings.node, settings.vtep, settings.underlay_mtu, external_device)
+    server = Server(runtime.new_id)
+    server.bind(settings.listen, tls.server(clients_must_show_certificate=True))
+    rooms = Rooms(settings, node, runtime, ledger, tls)
+    scrape = metrics.serve(settings.metrics_listen) if settings.metrics_listen else None
+    try:
+        for warning in await rooms.driver.open():
+            log.warning("the machine", extra={"why": warning})
+        await server.start([])
+        await rooms.live(life)
+    finally:
+        if scrape is not None:
+            scrape.shutdown()
+        await server.stop()
+        await rooms.driver.close()
+        await ledger.close()
+        lock.close()
+
+
+class Rooms:
+    """Driver, reconciler, agent and session, wired."""
+
+    def __init__(self, settings: Config, node: Node, runtime: Runtime, ledger: Ledger, tls: TlsFiles) -> None:
+        self.driver = _driver(settings, node, runtime, lambda *who: metadata.answer(self.reconciler.desired, *who))
+        self.reconciler = Reconciler(
+            self.driver, node, settings.data_dir / "zones.json", lambda objects: self.session.report(objects)
+        )
+        agent = NetworkAgent(self.reconciler, node, settings.listen, gateway=settings.gateway.enabled)
+        boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        where = SessionSettings(settings.node, tuple(settings.controllers), boot_id)
+        self.session = Session(agent, where, GrpcDialer(tls), ledger, runtime)
+
+    async def live(self, life: Lifecycle) -> None:
+        """Until told to stop. What was desired before holds before any controller answers."""
+        await self.session.restore()
+        async with asyncio.TaskGroup() as group:
+            jobs = [group.create_task(job) for job in (self.reconciler.run(), self.session.run(), metrics.watch_loop_lag())]
+            await self.reconciler.passed.wait()
+            life.ready(f"{len(self.reconciler.desired.ports)} ports, {len(self.reconciler.desired.routers)} routers")
+            await life.stopping.wait()
+            for job in jobs:
+                job.cancel()
+
+
+def _driver(settings: Config, node: Node, runtime: Runtime, answer: Answer) -> Driver:
+    if settings.driver == "fake":
+        from networkd.drivers.fake import FakeDriver
+
+        return FakeDriver(runtime)
+    from networkd.drivers.kernel import KernelDriver
+
+    return KernelDriver(runtime, settings.run_dir, node.external_device, answer)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="skyrack-networkd", description="the network agent of a node")
+    parser.add_argument("--config", type=Path, default=Path("/etc/skyrack/networkd.toml"))
+    parser.add_argument("--print-config", action="store_true", help="print every option with its default, and end")
+    options = parser.parse_args()
+    if options.print_config:
+        print(config.describe(Config), end="")
+        return
+    try:
+        settings = config.load(Config, options.config)
+    except ConfigError as error:
+        sys.exit(f"cannot start: {error.message}")
+    logs.setup("networkd", settings.log_level)
+    sys.exit(lifecycle.run(lambda life: serve(settings, life)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,27 @@
+"""What the reconciler needs of a machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from networkd.spec.picture import Picture, Step
+
+Answer = Callable[[str, str, str], tuple[str, bytes] | None]  # (network id, source IP, path) -> (content type, body)
+
+
+class Driver(Protocol):
+    async def open(self) -> list[str]:
+        """Checks that the machine can do it; gives warnings for people. Errors: ConfigError."""
+
+    def watch(self, trouble: Callable[[], None]) -> None:
+        """`trouble` is called when something that we made ended by itself (a dnsmasq)."""
+
+    async def observe(self) -> Picture:
+        """All that is ours, and devices named like ports. Rules that others touched since we loaded them are left out."""
+
+    async def carry_out(self, steps: Sequence[Step]) -> list[str | None]:
+        """In order, going on after a failure; for each step None or why it failed. Never retries."""
+
+    async def close(self) -> None:
+        """Ends what lives in this process; what forwards packets stays."""
