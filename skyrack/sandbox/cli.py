@@ -25,14 +25,26 @@ NETWORK = click.Choice(list(layout.NETWORKS))
 
 
 @click.group()
-@click.option("--name", default="rack", show_default=True, envvar="SKYRACK_SANDBOX", help="Which sandbox; several can be up.")
-@click.pass_context
-def sandbox(context: click.Context, name: str) -> None:
+def sandbox() -> None:
     """A small rack inside this machine: hosts as namespaces, the real daemons in them."""
+
+
+def _rack(_context: click.Context, _parameter: click.Parameter, name: str) -> Rack:
     try:
-        context.obj = Rack(name)
+        return Rack(name)
     except SkyrackError as error:
-        raise click.ClickException(error.message) from None
+        raise click.BadParameter(error.message) from None
+
+
+named = click.option(
+    "--name",
+    "rack",
+    default="rack",
+    show_default=True,
+    envvar="SKYRACK_SANDBOX",
+    callback=_rack,
+    help="Which sandbox; several can be up.",
+)
 
 
 def act(change: bool = False) -> Callable[[Callable[P, Coroutine[Any, Any, None]]], Callable[P, None]]:
@@ -41,7 +53,7 @@ def act(change: bool = False) -> Callable[[Callable[P, Coroutine[Any, Any, None]
     def wrap(command: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
         @wraps(command)
         def run(*args: P.args, **kwargs: P.kwargs) -> None:
-            rack: Rack = click.get_current_context().obj
+            rack: Rack = click.get_current_context().params["rack"]
             if os.geteuid() != 0:
                 raise click.ClickException("the sandbox makes namespaces: run it as root")
             try:
@@ -69,9 +81,9 @@ def _first(error: BaseException) -> str:
 @click.option("--networks", default=1, show_default=True)
 @click.option("--computes", default=2, show_default=True)
 @click.option("--storages", default=1, show_default=True)
-@click.pass_obj
+@named
 @act(change=True)
-async def up(rack: Rack, /, **counts: int) -> None:
+async def up(rack: Rack, **counts: int) -> None:
     """Brings the rack up, or finishes bringing it up; prints what to export."""
     from skyrack.sandbox.up import bring_up  # gRPC takes a while to import: only here
 
@@ -81,7 +93,7 @@ async def up(rack: Rack, /, **counts: int) -> None:
 
 
 @sandbox.command()
-@click.pass_obj
+@named
 @act(change=True)
 async def down(rack: Rack) -> None:
     """Clears everything away, also after a crash, also twice."""
@@ -90,7 +102,7 @@ async def down(rack: Rack) -> None:
 
 @sandbox.command()
 @click.option("--json", "as_json", is_flag=True)
-@click.pass_obj
+@named
 @act()
 async def status(rack: Rack, as_json: bool) -> None:
     """Hosts, their daemons, what these weigh, and what the cloud thinks of them."""
@@ -133,7 +145,7 @@ def _print_status(seen: dict[str, Any]) -> None:
 
 
 @sandbox.command()
-@click.pass_obj
+@named
 @act()
 async def env(rack: Rack) -> None:
     """What to export so that `skyrack` finds this rack: eval "$(skyrack sandbox env)"."""
@@ -147,10 +159,10 @@ def _print_env(env: dict[str, str]) -> None:
         click.echo(f"export {name}={shlex.quote(value)}")
 
 
-@sandbox.command(name="exec", context_settings={"ignore_unknown_options": True})
+@sandbox.command(name="exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.argument("node")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
-@click.pass_obj
+@named
 def execute(rack: Rack, node: str, command: tuple[str, ...]) -> None:
     """Runs COMMAND in NODE, or with the network of the client on the `internet`."""
     try:
@@ -163,7 +175,7 @@ def execute(rack: Rack, node: str, command: tuple[str, ...]) -> None:
 @sandbox.command()
 @click.argument("node")
 @click.argument("unit", required=False)
-@click.pass_obj
+@named
 @act()
 async def kill(rack: Rack, node: str, unit: str | None) -> None:
     """A power failure of NODE, or SIGKILL for one UNIT of it (which is then started again)."""
@@ -173,7 +185,7 @@ async def kill(rack: Rack, node: str, unit: str | None) -> None:
 @sandbox.command()
 @click.argument("node")
 @click.argument("unit", required=False)
-@click.pass_obj
+@named
 @act()
 async def start(rack: Rack, node: str, unit: str | None) -> None:
     """Powers NODE on, or starts one UNIT of it."""
@@ -187,7 +199,7 @@ async def start(rack: Rack, node: str, unit: str | None) -> None:
 @sandbox.command()
 @click.argument("node")
 @click.argument("unit", required=False)
-@click.pass_obj
+@named
 @act()
 async def stop(rack: Rack, node: str, unit: str | None) -> None:
     """Stops one UNIT of NODE and waits for its end; without UNIT all of them, then the power."""
@@ -201,7 +213,7 @@ async def stop(rack: Rack, node: str, unit: str | None) -> None:
 @sandbox.command()
 @click.argument("node")
 @click.argument("unit", required=False)
-@click.pass_obj
+@named
 @act()
 async def pause(rack: Rack, node: str, unit: str | None) -> None:
     """Lets NODE, or one UNIT of it, hang: nothing ends, nothing answers."""
@@ -211,7 +223,7 @@ async def pause(rack: Rack, node: str, unit: str | None) -> None:
 @sandbox.command()
 @click.argument("node")
 @click.argument("unit", required=False)
-@click.pass_obj
+@named
 @act()
 async def resume(rack: Rack, node: str, unit: str | None) -> None:
     """Ends a pause."""
@@ -221,7 +233,7 @@ async def resume(rack: Rack, node: str, unit: str | None) -> None:
 @sandbox.command()
 @click.argument("node")
 @click.option("--network", type=NETWORK, help="Only this cable; without it all.")
-@click.pass_obj
+@named
 @act()
 async def cut(rack: Rack, node: str, network: str | None) -> None:
     """Pulls NODE's cables."""
@@ -229,7 +241,7 @@ async def cut(rack: Rack, node: str, network: str | None) -> None:
 
 
 @sandbox.command()
-@click.pass_obj
+@named
 @act()
 async def heal(rack: Rack) -> None:
     """Plugs all cables in again."""
@@ -240,7 +252,7 @@ async def heal(rack: Rack) -> None:
 @click.argument("node")
 @click.argument("unit")
 @click.option("--lines", default=0, help="Only the last ones.")
-@click.pass_obj
+@named
 def logs(rack: Rack, node: str, unit: str, lines: int) -> None:
     """The output of UNIT on NODE."""
     try:
@@ -253,7 +265,7 @@ def logs(rack: Rack, node: str, unit: str, lines: int) -> None:
 
 
 @sandbox.command()
-@click.pass_obj
+@named
 def demo(rack: Rack) -> None:
     """Tells the story of the cloud on a rack that is up."""
     from skyrack.sandbox import demo as story

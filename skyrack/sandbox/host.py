@@ -310,7 +310,7 @@ class Host:
             async with asyncio.timeout(timeout_s):
                 line = await self._exchange(json.dumps(message).encode() + b"\n")
         except (OSError, TimeoutError) as error:
-            raise Unavailable(f"host {self.name} does not answer: {error or 'time is up'}") from None
+            raise Unavailable(f"host {self.name} does not answer: {str(error) or 'time is up'}") from None
         if not line:
             raise Unavailable(f"host {self.name} hung up")
         answer: dict[str, Any] = json.loads(line)

@@ -240,7 +240,7 @@ async def _look(host: Host) -> dict[str, Any]:
         answer = await host.request({"do": "status"}, timeout_s=2.0)
     except SkyrackError:
         return {"power": "hung", "pid": pid, "pss_mib": 0.0, "units": []}
-    units = [{**unit, "pss_mib": round(unit.pop("pss_kib") / 1024, 1)} for unit in answer["units"]]
+    units = [{"pss_mib": round(unit.pop("pss_kib") / 1024, 1), **unit} for unit in answer["units"]]
     return {"power": "on", "pid": pid, "pss_mib": round(answer["pss_kib"] / 1024, 1), "units": units}
 
 
