@@ -86,13 +86,38 @@ class NoValidHost(SkyrackError):
     reason = "NO_VALID_HOST"
 
     def __init__(self, message: str, reasons: Mapping[str, int] | None = None) -> None:
-        super().__init__(message, **{k: str(v) for k, v in (reasons or {}).items()})
+        super().__init__(message)
+        self.metadata = {name: str(count) for name, count in (reasons or {}).items()}
 
 
 class OutOfSpace(SkyrackError):
     """A disk is full, or an upload is larger than it may be."""
 
     reason = "OUT_OF_SPACE"
+
+
+class NodeFailed(SkyrackError):
+    """A node could not do what it was told for a server; the message is the node's."""
+
+    reason = "NODE_FAILED"
+
+
+class NodeLost(SkyrackError):
+    """The node that was to do it does not answer any more."""
+
+    reason = "NODE_LOST"
+
+
+class NetworkFailed(SkyrackError):
+    """A node could not put a server's port in place; the message is the node's."""
+
+    reason = "NETWORK"
+
+
+class StorageFailed(SkyrackError):
+    """A node could not put a volume or its export in place; the message is the node's."""
+
+    reason = "STORAGE"
 
 
 class Unavailable(SkyrackError):
@@ -143,6 +168,6 @@ BY_REASON: dict[str, type[SkyrackError]] = {
     cls.reason: cls
     for cls in (
         SkyrackError, InvalidArgument, Unauthenticated, Forbidden, NotFound, AlreadyExists, Conflict, QuotaExceeded,
-        NoValidHost, OutOfSpace, Unavailable, DeadlineExceeded, NotLeader, Fenced,
+        NoValidHost, OutOfSpace, NetworkFailed, StorageFailed, Unavailable, DeadlineExceeded, NotLeader, Fenced,
     )
 }  # fmt: skip

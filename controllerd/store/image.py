@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from controllerd.domain.image import Image
 from controllerd.domain.page import Page, PageOf
+from controllerd.store import tombstone
 from controllerd.store.database import Tx
 from controllerd.store.table import Table, like_name
 
@@ -56,7 +57,7 @@ def sources(tx: Tx, sha256: str) -> list[str]:
 
 def put_blob(tx: Tx, sha256: str, node_id: str, size_bytes: int) -> None:
     tx.run("INSERT OR IGNORE INTO blob VALUES (?, ?, ?, ?)", sha256, node_id, size_bytes, tx.now)
-    tx.run("DELETE FROM tombstone WHERE kind = 'blob' AND object_id = ? AND node_id = ?", sha256, node_id)
+    tombstone.lift(tx, node_id, "blob", sha256)
     tx.touch(node_id)
 
 
@@ -79,8 +80,7 @@ def collect(tx: Tx, before: float) -> int:
     found = tx.all(sql, before)
     for row in found:
         drop_blob(tx, row["sha256"], row["node_id"])
-        tx.run("INSERT OR IGNORE INTO tombstone VALUES (?, 'blob', ?, 0, 0, 0, ?)", row["node_id"], row["sha256"], tx.now)
-        tx.touch(row["node_id"])
+        tombstone.put(tx, row["node_id"], "blob", row["sha256"])
     return len(found)
 
 

@@ -1,0 +1,39 @@
+"""Tombstones: what a node must still remove although the resource is gone, because the node was away when it went.
+
+A server's tombstone holds what its claim held, until the node reports that nothing is left.
+"""
+
+from __future__ import annotations
+
+from controllerd.store.database import Tx
+
+
+def put(tx: Tx, node_id: str, kind: str, object_id: str) -> None:
+    """`kind`: "server", "volume", "blob". Twice is once."""
+    tx.run("INSERT OR IGNORE INTO tombstone VALUES (?, ?, ?, 0, 0, 0, ?)", node_id, kind, object_id, tx.now)
+    tx.touch(node_id)
+
+
+def bury_server(tx: Tx, node_id: str, server_id: str) -> None:
+    """Takes over the server's claim on the node. Twice is once."""
+    put(tx, node_id, "server", server_id)
+    tx.run(
+        "UPDATE tombstone SET (vcpus, memory_mib, disk_gib) = (SELECT vcpus, memory_mib, disk_gib FROM claim c"
+        " WHERE c.server_id = object_id AND c.node_id = tombstone.node_id) WHERE node_id = ? AND kind = 'server' AND object_id = ?"
+        " AND EXISTS (SELECT 1 FROM claim c WHERE c.server_id = object_id AND c.node_id = tombstone.node_id)",
+        node_id, server_id,
+    )  # fmt: skip
+    tx.run("DELETE FROM claim WHERE server_id = ? AND node_id = ?", server_id, node_id)
+
+
+def lift(tx: Tx, node_id: str, kind: str, object_id: str) -> bool:
+    """The node reports that nothing is left. False: there was none."""
+    lifted = tx.run("DELETE FROM tombstone WHERE node_id = ? AND kind = ? AND object_id = ?", node_id, kind, object_id)
+    if lifted:
+        tx.touch(node_id)
+    return bool(lifted)
+
+
+def of_node(tx: Tx, node_id: str, kind: str) -> list[str]:
+    sql = "SELECT object_id FROM tombstone WHERE node_id = ? AND kind = ? ORDER BY object_id"
+    return [row["object_id"] for row in tx.each(sql, node_id, kind)]

@@ -1,0 +1,26 @@
+"""Volumes in the store."""
+
+from __future__ import annotations
+
+from controllerd.domain.page import Page, PageOf
+from controllerd.domain.volume import Volume
+from controllerd.store.database import Tx
+from controllerd.store.table import Table, like_name
+
+VOLUMES = Table(Volume, "volume", "volume")
+
+
+def page_of(tx: Tx, project_id: str, name: str, page: Page) -> PageOf[Volume]:
+    """`project_id` "" = every project."""
+    condition, values = like_name(name)
+    return VOLUMES.page(tx, page, f"(?1 = '' OR project_id = ?1) AND {condition.replace('?', '?2')}", project_id, *values)
+
+
+def of_node(tx: Tx, node_id: str) -> list[Volume]:
+    return VOLUMES.where(tx, "node_id = ? ORDER BY id", node_id)
+
+
+def given_out_gib(tx: Tx) -> dict[str, int]:
+    """node id -> GiB of all its volumes, as promised to tenants."""
+    sql = "SELECT node_id, sum(size_gib) AS gib FROM volume WHERE node_id != '' GROUP BY node_id"
+    return {row["node_id"]: row["gib"] for row in tx.each(sql)}
