@@ -34,6 +34,7 @@ UNLIMITED = Limits()
 
 OUTPUT_BYTES_MAX = 16 << 20
 _CHUNK_BYTES = 1 << 16
+_KILL_TIMEOUT_S = 5.0
 
 
 async def run(
@@ -56,9 +57,7 @@ async def run(
         async with asyncio.timeout(timeout_s):
             out, err = await _communicate(process, argv, stdin, output_bytes_max)
     except BaseException as error:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        await process.wait()
+        await _kill(process)
         if isinstance(error, TimeoutError):
             raise DeadlineExceeded(f"{argv[0]} took longer than {timeout_s:g} s") from None
         raise
@@ -81,16 +80,31 @@ async def _start(argv: Sequence[str], limits: Limits, has_stdin: bool, pass_fds:
         raise CommandFailed(argv, 127, str(error.strerror)) from None
 
 
+async def _kill(process: asyncio.subprocess.Process) -> None:
+    """The whole group. Its pipes are read to their end, because asyncio sees a process end only after them."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    with suppress(TimeoutError):  # something that left the group may hold a pipe for ever
+        async with asyncio.timeout(_KILL_TIMEOUT_S):
+            await process.communicate()
+
+
 async def _communicate(
     process: asyncio.subprocess.Process, argv: Sequence[str], stdin: bytes | None, bytes_max: int
 ) -> tuple[bytes, bytes]:
+    too_much = False
+
     async def read(stream: asyncio.StreamReader) -> bytes:
+        nonlocal too_much
         chunks, size = [], 0
         while chunk := await stream.read(_CHUNK_BYTES):
-            chunks.append(chunk)
             size += len(chunk)
-            if size > bytes_max:
-                raise CommandFailed(argv, -signal.SIGKILL, f"more than {bytes_max} bytes of output")
+            if size <= bytes_max:
+                chunks.append(chunk)
+            elif not too_much:
+                too_much = True
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
         return b"".join(chunks)
 
     async def feed() -> None:
@@ -101,8 +115,9 @@ async def _communicate(
             process.stdin.close()
 
     assert process.stdout is not None and process.stderr is not None
-    # No task group, whose failure would be left counted as a cancellation of our caller (Python 3.11). If one of the three
-    # fails the child is killed, and the others come to their end with it.
+    # No task group, whose failure would be left counted as a cancellation of our caller (Python 3.11).
     _, out, err = await asyncio.gather(feed(), read(process.stdout), read(process.stderr))
     await process.wait()
+    if too_much:
+        raise CommandFailed(argv, -signal.SIGKILL, f"more than {bytes_max} bytes of output")
     return out, err

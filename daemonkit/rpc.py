@@ -60,6 +60,7 @@ CODES: dict[type[errors.SkyrackError], grpc.StatusCode] = {
     errors.QuotaExceeded: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.NoValidHost: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.OutOfSpace: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.NetworkFailed: grpc.StatusCode.INTERNAL,
     errors.Unavailable: grpc.StatusCode.UNAVAILABLE,
     errors.DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
     errors.NotLeader: grpc.StatusCode.FAILED_PRECONDITION,
@@ -197,7 +198,7 @@ class _Watched:
         """What the caller learns of `error`: nothing of what is inside us but where to look for it in the log."""
         if not isinstance(error, Exception) or isinstance(error, grpc.aio.AbortError):
             return None
-        if isinstance(error, errors.SkyrackError) and code_of(error) is not grpc.StatusCode.INTERNAL:
+        if isinstance(error, errors.SkyrackError) and any(cls in CODES for cls in type(error).__mro__):
             return error
         log.error("internal error", exc_info=error, extra={"method": self._method})
         return errors.SkyrackError(f"internal error, request id {self._rid}")
