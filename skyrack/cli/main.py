@@ -71,7 +71,7 @@ class Nouns(click.Group):
     "--password-file", default="", help='First line is the password; "-" = stdin.  [else: SKYRACK_PASSWORD, or asked]'
 )
 @click.pass_context
-def root(ctx: click.Context, **options: Any) -> None:
+def root(ctx: click.Context, /, **options: Any) -> None:
     """Drives a Skyrack cloud. Resources are given by name or id.
 
     Every command takes --json. SKYRACK_TOKEN logs in without a password.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -12,7 +12,7 @@ import click
 R = TypeVar("R")
 
 
-class Pairs(click.ParamType):
+class Pairs(click.ParamType[dict[str, str]]):
     """ "a=1,b=2" -> {"a": "1", "b": "2"}; only the `allowed` keys, of which the `required` must be there."""
 
     name = "pairs"
@@ -36,7 +36,7 @@ class Pairs(click.ParamType):
         return pairs
 
 
-class KeyValue(click.ParamType):
+class KeyValue(click.ParamType[tuple[str, str]]):
     """ "key=value" -> (key, value); the value may hold anything."""
 
     name = "key=value"
@@ -48,7 +48,7 @@ class KeyValue(click.ParamType):
         return key, one
 
 
-class PortRange(click.ParamType):
+class PortRange(click.ParamType[tuple[int, int]]):
     """ "22" -> (22, 22), "8000:8010" -> (8000, 8010)."""
 
     name = "port[:port]"
@@ -62,7 +62,7 @@ class PortRange(click.ParamType):
         return int(low), int(high or low)
 
 
-class Moment(click.ParamType):
+class Moment(click.ParamType[datetime.datetime]):
     """A date or ISO 8601 moment; without a time zone it is UTC."""
 
     name = "date"
@@ -85,3 +85,13 @@ async def find_all(collection: Any, names: Sequence[str]) -> list[Any]:
 async def find_one(collection: Any, name: str | None) -> Any:
     """The resource, or None where no name was given."""
     return await collection.find(name) if name else None
+
+
+async def first(limit: int, rows: AsyncIterator[R]) -> list[R]:
+    """At most `limit` of them; further pages are not asked for."""
+    taken: list[R] = []
+    async for row in rows:
+        taken.append(row)
+        if len(taken) >= limit:
+            break
+    return taken

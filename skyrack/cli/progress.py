@@ -32,7 +32,12 @@ def steps(kind: str, name: str) -> Iterator[Callable[[Any], None]]:
     """Gives a function of the record: each new state, and each new step of a launch, is told once."""
     teller = _Teller(f"{kind} {name}")
     if not sys.stderr.isatty():
-        yield lambda record: [click.echo(one_line(line), err=True) for line in teller.news(record)] and None
+
+        def tell(record: Any) -> None:
+            for line in teller.news(record):
+                click.echo(one_line(line), err=True)
+
+        yield tell
         return
     from rich.console import Console
     from rich.text import Text

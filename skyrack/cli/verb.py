@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -49,13 +49,13 @@ class Settings:
         )
 
     def password(self) -> str:
-        """From --password-file, SKYRACK_PASSWORD, or asked for without echo; "" where a token or nobody logs in."""
+        """From --password-file, or asked for without echo; "" where the environment or a token says enough."""
         if self.password_file:
             return read_password(self.password_file)
         user = self.user or os.environ.get("SKYRACK_USER", "")
         has_token = bool(os.environ.get("SKYRACK_TOKEN")) and not self.user
-        if os.environ.get("SKYRACK_PASSWORD") or has_token or not user:
-            return os.environ.get("SKYRACK_PASSWORD", "") if self.user else ""
+        if not user or has_token or os.environ.get("SKYRACK_PASSWORD"):
+            return ""
         if not sys.stdin.isatty():
             raise click.UsageError(f"no password for {user}: set SKYRACK_PASSWORD or give --password-file")
         return str(click.prompt(f"Password of {user}", hide_input=True, err=True))
@@ -70,11 +70,14 @@ def read_password(path: str) -> str:
     return whole.partition("\n")[0]
 
 
-def verb(group: click.Group, name: str, **attributes: Any) -> Callable[[Body], Body]:
-    """Makes `body(cloud, **options)` the command `name` of `group`; what it gives is shown as --json, -f and -c ask."""
+def verb(group: click.Group, name: str, *, logs_in: bool = True, **attributes: Any) -> Callable[[Body], Body]:
+    """Makes `body(cloud, **options)` the command `name` of `group`; what it gives is shown as --json, -f and -c ask.
+
+    `logs_in` False: the body gets no cloud and finds its own way.
+    """
 
     def register(body: Body) -> Body:
-        command = group.command(name, **attributes)(_with_output(body))
+        command = group.command(name, **attributes)(_with_output(body, logs_in))
         command.params.extend(_output_options())
         return body
 
@@ -89,12 +92,12 @@ def _output_options() -> list[click.Parameter]:
     ]
 
 
-def _with_output(body: Body) -> Callable[..., None]:
+def _with_output(body: Body, logs_in: bool) -> Callable[..., None]:
     @functools.wraps(body)
     def run(*, as_json: bool, form: str, columns: tuple[str, ...], **options: Any) -> None:
         settings: Settings = click.get_current_context().find_object(Settings) or Settings()
         form = "json" if as_json else form
-        output = answer(settings, functools.partial(body, **options))
+        output = answer(settings if logs_in else None, functools.partial(body, **options))
         if output is None:
             return
         try:
@@ -107,12 +110,12 @@ def _with_output(body: Body) -> Callable[..., None]:
     return run
 
 
-def answer(settings: Settings, body: Body) -> Output | None:
-    """Carries `body` out on the cloud of `settings`. What goes wrong ends the program: one line and an exit code."""
+def answer(settings: Settings | None, body: Body) -> Output | None:
+    """Carries `body` out on the cloud of `settings`, if any. What goes wrong ends the program: one line and an exit code."""
     from skyrack.client import CloudError
 
     try:
-        return asyncio.run(_with_cloud(settings, body))
+        return asyncio.run(_with_cloud(settings, body) if settings else body())
     except CloudError as error:
         fail(error_line(error), exit_code(error))
     except OSError as error:
@@ -126,7 +129,7 @@ async def _with_cloud(settings: Settings, body: Body) -> Output | None:
         return await body(cloud)
 
 
-def fail(line: str, code: int) -> Any:
+def fail(line: str, code: int) -> NoReturn:
     """Ends the program. Server-provided text in `line` is cleaned here."""
     click.echo(f"error: {one_line(line)}", err=True)
     raise SystemExit(code)
