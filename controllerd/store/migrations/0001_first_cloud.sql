@@ -119,7 +119,7 @@ CREATE TABLE server (
   state TEXT NOT NULL,                        -- BUILD ACTIVE STOPPED STARTING STOPPING REBOOTING DELETING ERROR
   flavor_id TEXT NOT NULL, flavor_name TEXT NOT NULL, vcpus INTEGER NOT NULL, memory_mib INTEGER NOT NULL, disk_gib INTEGER NOT NULL,
   image_id TEXT NOT NULL, image_sha256 TEXT NOT NULL, image_format TEXT NOT NULL, image_size_bytes INTEGER NOT NULL, image_virtual_bytes INTEGER NOT NULL,
-  keypair_name TEXT NOT NULL, public_key TEXT NOT NULL, user_data BLOB NOT NULL, metadata TEXT NOT NULL, config_drive INTEGER NOT NULL,
+  keypair_name TEXT NOT NULL, public_key TEXT NOT NULL, user_data BLOB NOT NULL DEFAULT x'', metadata TEXT NOT NULL, config_drive INTEGER NOT NULL,
   placement TEXT NOT NULL,                    -- hints: {"node": name, "different_node_than": server id}
   node_id TEXT NOT NULL,                      -- '' until placed
   power TEXT NOT NULL,                        -- what its node is told: '' PREPARED RUNNING STOPPED ABSENT
@@ -166,8 +166,9 @@ CREATE TABLE attachment (
 
 CREATE TABLE network (
   id TEXT PRIMARY KEY, name TEXT NOT NULL, project_id TEXT NOT NULL, shared INTEGER NOT NULL, external INTEGER NOT NULL,
-  mtu INTEGER NOT NULL, vni INTEGER NOT NULL UNIQUE, created_at REAL NOT NULL
+  mtu INTEGER NOT NULL, vni INTEGER NOT NULL, created_at REAL NOT NULL   -- vni 0: none
 ) WITHOUT ROWID;
+CREATE UNIQUE INDEX network_vni ON network(vni) WHERE vni != 0;
 CREATE INDEX network_project ON network(project_id, created_at, id);
 
 CREATE TABLE subnet (

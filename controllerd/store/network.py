@@ -1,0 +1,87 @@
+"""Networks in the store, and which nodes must know what happens on them.
+
+A node carries a network when a port of it is bound there, a router's ports included: then it has the segment, the tunnels to
+all others that carry it, and an entry for every port elsewhere. So whatever happens to a bound port, an address, a group
+member or a subnet concerns `nodes_of` its network; `touch` after the change, and before it too when a node may drop out.
+"""
+
+from __future__ import annotations
+
+from controllerd.domain.network import VNI_MAX, Network
+from controllerd.domain.page import Page, PageOf
+from controllerd.domain.port import DHCP
+from controllerd.store.database import Row, Tx
+from controllerd.store.table import Table, like_name
+
+NETWORKS = Table(Network, "network", "network")
+
+_VNI_TRIES = 20
+
+
+def visible(tx: Tx, project_id: str, everything: bool, name: str, external: bool | None, page: Page) -> PageOf[Network]:
+    """The project's own, shared and external ones; `everything`: all projects'."""
+    condition, named = like_name(name)
+    values: list[str | int] = list(named)
+    if external is not None:
+        condition += " AND external = ?"
+        values.append(int(external))
+    whose = "1 OR ?" if everything else "shared OR external OR project_id = ?"
+    return NETWORKS.page(tx, page, f"({whose}) AND {condition}", project_id, *values)
+
+
+def usable(tx: Tx, project_id: str) -> list[Network]:
+    """Networks that a server of the project can be on when none is named: its own first, else shared ones."""
+    own = NETWORKS.where(tx, "project_id = ? AND NOT external ORDER BY created_at, id LIMIT 2", project_id)
+    return own or NETWORKS.where(tx, "shared AND NOT external ORDER BY created_at, id LIMIT 2")
+
+
+def free_vni(tx: Tx) -> int:
+    """A network identifier that nobody has; random, so that one is not soon used again."""
+    for _ in range(_VNI_TRIES):
+        vni = tx.runtime.rng.randint(1, VNI_MAX)
+        if not tx.value("SELECT 1 FROM network WHERE vni = ?", vni):
+            return vni
+    sql = "SELECT min(vni) + 1 FROM network n WHERE NOT EXISTS (SELECT 1 FROM network WHERE vni = n.vni + 1)"
+    return int(tx.value(sql))
+
+
+def subnet_ids(tx: Tx, network_id: str) -> list[str]:
+    """In order of creation."""
+    return [row["id"] for row in tx.each("SELECT id FROM subnet WHERE network_id = ? ORDER BY created_at, id", network_id)]
+
+
+def used_by(tx: Tx, network_id: str) -> str:
+    """What keeps the network: "server ID", "router ID" or "port ID"; "" for nothing. DHCP goes with its subnet."""
+    sql = "SELECT server_id, router_id, id FROM port WHERE network_id = ? AND purpose != ?"
+    row = tx.one(f"{sql} ORDER BY server_id DESC, router_id DESC LIMIT 1", network_id, DHCP)
+    return "" if row is None else describe(row)
+
+
+def describe(row: Row) -> str:
+    """Whose port it is, for an error."""
+    if row["server_id"]:
+        return f"server {row['server_id']}"
+    return f"router {row['router_id']}" if row["router_id"] else f"port {row['id']}"
+
+
+def foreign_port(tx: Tx, network: Network) -> str:
+    """A port of another project, "" for none. (Ports of project "" are the cloud's own.)"""
+    sql = "SELECT id FROM port WHERE network_id = ? AND project_id NOT IN ('', ?) LIMIT 1"
+    return str(tx.value(sql, network.id, network.project_id) or "")
+
+
+def nodes_of(tx: Tx, network_id: str) -> list[str]:
+    """Nodes that carry the network."""
+    sql = "SELECT DISTINCT node_id FROM port WHERE network_id = ? AND node_id != '' ORDER BY node_id"
+    return [row["node_id"] for row in tx.each(sql, network_id)]
+
+
+def touch(tx: Tx, *network_ids: str) -> None:
+    """Every node that carries one of the networks."""
+    for network_id in set(network_ids):
+        tx.touch(*nodes_of(tx, network_id))
+
+
+def touch_peers(tx: Tx, node_id: str) -> None:
+    """Every node that shares a network with this one: its tunnels' address changed."""
+    touch(tx, *(row["network_id"] for row in tx.each("SELECT DISTINCT network_id FROM port WHERE node_id = ?", node_id)))

@@ -1,0 +1,99 @@
+"""Routers in the store, and the nodes that may take them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from controllerd.domain.page import Page, PageOf
+from controllerd.domain.port import ROUTER_GATEWAY, ROUTER_INTERFACE, Port
+from controllerd.domain.router import GatewayNode, Router
+from controllerd.domain.subnet import Subnet
+from controllerd.store import port
+from controllerd.store.database import Tx
+from controllerd.store.subnet import SUBNETS
+from controllerd.store.table import Table, like_name
+
+ROUTERS = Table(Router, "router", "router")
+
+
+@dataclass(frozen=True)
+class Leg:
+    """A router's port with its address and the subnet that it is of."""
+
+    port: Port
+    ip: str
+    subnet: Subnet
+
+    @property
+    def external(self) -> bool:
+        return self.port.purpose == ROUTER_GATEWAY
+
+
+def visible(tx: Tx, project_id: str, everything: bool, name: str, page: Page) -> PageOf[Router]:
+    condition, values = like_name(name)
+    whose = "(1 OR ?)" if everything else "project_id = ?"
+    return ROUTERS.page(tx, page, f"{whose} AND {condition}", project_id, *values)
+
+
+def legs(tx: Tx, router_id: str) -> list[Leg]:
+    """Interfaces and gateway, in order of creation."""
+    ports = port.of_router(tx, router_id)
+    ips = port.fixed_ips(tx, (p.id for p in ports))
+    return [Leg(p, fixed.ip, SUBNETS.get(tx, fixed.subnet_id)) for p in ports for fixed in ips.get(p.id, ())]
+
+
+def touch(tx: Tx, router: Router) -> None:
+    tx.touch(router.id, router.node_id)
+
+
+def on_subnet(tx: Tx, subnet_id: str, external_network_id: str) -> list[Router]:
+    """Routers with an interface on the subnet and a gateway on that network, the oldest first."""
+    join = (
+        "JOIN port p ON p.router_id = router.id JOIN address a ON a.port_id = p.id"
+        " WHERE a.subnet_id = ? AND p.purpose = ? AND router.external_network_id = ? ORDER BY router.created_at, router.id"
+    )
+    return ROUTERS.where(tx, join, subnet_id, ROUTER_INTERFACE, external_network_id)
+
+
+# ---------------------------------------------------------------- placement
+
+
+def gateway_nodes(tx: Tx) -> list[GatewayNode]:
+    """Enabled nodes of the role gateway whose networkd is not lost."""
+    rows = tx.each(
+        "SELECT n.id, n.name, n.roles, a.inventory, (SELECT count(*) FROM router r WHERE r.node_id = n.id) AS routers"
+        " FROM node n JOIN agent a ON a.node_id = n.id AND a.kind = 'networkd' WHERE n.enabled AND NOT a.lost"
+    )
+    return [_gateway_node(row) for row in rows if "gateway" in json.loads(row["roles"])]
+
+
+def _gateway_node(row: Mapping[str, object]) -> GatewayNode:
+    inventory = json.loads(str(row["inventory"]))
+    fit = bool(inventory.get("network", {}).get("gateway"))
+    return GatewayNode(str(row["id"]), str(row["name"]), fit, int(str(row["routers"])))
+
+
+def homeless(tx: Tx, lost_before: float) -> list[str]:
+    """Routers on no node, on one that is gone, or on one whose networkd was last seen before then and is lost."""
+    sql = (
+        "SELECT r.id FROM router r LEFT JOIN agent a ON a.node_id = r.node_id AND a.kind = 'networkd'"
+        " WHERE r.node_id = '' OR a.node_id IS NULL OR (a.lost AND a.last_seen_at < ?) ORDER BY r.created_at, r.id"
+    )
+    return [row["id"] for row in tx.each(sql, lost_before)]
+
+
+def move(tx: Tx, router_id: str, node_id: str) -> None:
+    """With its ports: every node that carries its networks learns where their gateway went."""
+    router = ROUTERS.get(tx, router_id)
+    touch(tx, router)
+    ROUTERS.update(tx, router_id, node_id=node_id, observed_state="", observed_fault="", observed_floating_ips=())
+    for owned in port.of_router(tx, router_id):
+        port.move(tx, owned, node_id)
+    tx.touch(router_id, node_id)
+
+
+def by_ids(tx: Tx, router_ids: Iterable[str]) -> dict[str, Router]:
+    found = ROUTERS.where(tx, "id IN (SELECT value FROM json_each(?))", json.dumps([i for i in router_ids if i]))
+    return {router.id: router for router in found}

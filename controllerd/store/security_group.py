@@ -1,0 +1,76 @@
+"""Security groups and their rules in the store, and which nodes they concern."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from controllerd.domain.page import Page, PageOf
+from controllerd.domain.security_group import DEFAULT, Account, Rule, SecurityGroup
+from controllerd.store import port
+from controllerd.store.database import Tx
+from controllerd.store.table import Table, like_name
+
+GROUPS = Table(SecurityGroup, "security_group", "security group")
+RULES = Table(Rule, "security_group_rule", "security group rule")
+
+
+def visible(tx: Tx, project_id: str, everything: bool, name: str, page: Page) -> PageOf[SecurityGroup]:
+    condition, values = like_name(name)
+    whose = "(1 OR ?)" if everything else "project_id = ?"
+    return GROUPS.page(tx, page, f"{whose} AND {condition}", project_id, *values)
+
+
+def default_of(tx: Tx, project_id: str) -> str:
+    """Id of the project's default group, "" when it has none yet."""
+    return str(tx.value("SELECT id FROM security_group WHERE project_id = ? AND name = ?", project_id, DEFAULT) or "")
+
+
+def rules_of(tx: Tx, group_id: str) -> list[Rule]:
+    return RULES.where(tx, "security_group_id = ? ORDER BY created_at, id", group_id)
+
+
+def of_ports(tx: Tx, port_ids: Iterable[str]) -> list[SecurityGroup]:
+    """The groups of these ports, each once, in order of creation."""
+    found: dict[str, SecurityGroup] = {}
+    join = "JOIN port_security_group m ON m.security_group_id = security_group.id WHERE m.port_id = ?"
+    for port_id in port_ids:
+        found.update((group.id, group) for group in GROUPS.where(tx, join, port_id))
+    return sorted(found.values(), key=lambda g: (g.created_at, g.id))
+
+
+def accounts_of(tx: Tx, server_id: str) -> tuple[Account, ...]:
+    """Accounts that the groups of a server's ports let in, by name; keys of one name in several groups are joined."""
+    found: dict[str, Account] = {}
+    ports = (p.id for p in port.of_server(tx, server_id) if p.port_security)
+    for group in of_ports(tx, ports):
+        for account in group.accounts:
+            known = found.get(account.name, Account(account.name, False, (), ()))
+            keys = tuple(dict.fromkeys((*known.public_keys, *account.public_keys)))
+            found[account.name] = Account(account.name, known.sudo or account.sudo, (), keys)
+    return tuple(found[name] for name in sorted(found))
+
+
+def touch(tx: Tx, group_id: str) -> None:
+    """Every node with a port in the group: its rules or accounts changed. (Members change with ports: see `port`.)"""
+    sql = (
+        "SELECT DISTINCT p.node_id FROM port_security_group m JOIN port p ON p.id = m.port_id"
+        " WHERE m.security_group_id = ? AND p.node_id != ''"
+    )
+    tx.touch(group_id, *(row["node_id"] for row in tx.each(sql, group_id)))
+
+
+def port_in(tx: Tx, group_id: str) -> str:
+    """A port that is in the group, "" for none."""
+    return str(tx.value("SELECT port_id FROM port_security_group WHERE security_group_id = ? LIMIT 1", group_id) or "")
+
+
+def referring(tx: Tx, group_id: str) -> str:
+    """Another group with a rule that names this one, "" for none."""
+    sql = "SELECT security_group_id FROM security_group_rule WHERE remote_group_id = ? AND security_group_id != ? LIMIT 1"
+    return str(tx.value(sql, group_id, group_id) or "")
+
+
+def delete(tx: Tx, group_id: str) -> None:
+    """With its rules; no port may be in it."""
+    tx.run("DELETE FROM security_group_rule WHERE security_group_id = ?", group_id)
+    GROUPS.delete(tx, group_id)

@@ -1,0 +1,80 @@
+"""Subnets in the store, and the addresses taken from them."""
+
+from __future__ import annotations
+
+from controllerd.domain.address import number, text_of
+from controllerd.domain.page import Page, PageOf
+from controllerd.domain.port import DHCP, FixedIp
+from controllerd.domain.subnet import Subnet
+from controllerd.store import network
+from controllerd.store.database import Tx
+from controllerd.store.table import Table
+
+SUBNETS = Table(Subnet, "subnet", "subnet")
+
+
+def visible(tx: Tx, project_id: str, everything: bool, name: str, network_id: str, page: Page) -> PageOf[Subnet]:
+    """Of networks that the project sees."""
+    networks = "SELECT id FROM network WHERE shared OR external OR project_id = ?"
+    whose = "1 OR ?" if everything else f"network_id IN ({networks})"
+    filters, values = "", []
+    for column, value in (("name", name), ("network_id", network_id)):
+        if value:
+            filters += f" AND {column} = ?"
+            values.append(value)
+    return SUBNETS.page(tx, page, f"({whose}){filters}", project_id, *values)
+
+
+def of_network(tx: Tx, network_id: str) -> list[Subnet]:
+    """In order of creation: addresses are taken from the first that has some."""
+    return SUBNETS.where(tx, "network_id = ? ORDER BY created_at, id", network_id)
+
+
+def used_by(tx: Tx, subnet_id: str) -> str:
+    """What has an address of it: "server ID", "router ID" or "port ID"; "" for nothing but DHCP."""
+    sql = (
+        "SELECT p.server_id, p.router_id, p.id FROM address a JOIN port p ON p.id = a.port_id"
+        " WHERE a.subnet_id = ? AND p.purpose != ? ORDER BY p.server_id DESC, p.router_id DESC LIMIT 1"
+    )
+    row = tx.one(sql, subnet_id, DHCP)
+    return "" if row is None else network.describe(row)
+
+
+def delete_of_network(tx: Tx, network_id: str) -> None:
+    """No address of them may be left."""
+    tx.run("DELETE FROM subnet WHERE network_id = ?", network_id)
+
+
+# ---------------------------------------------------------------- addresses
+
+
+def owner_of(tx: Tx, subnet_id: str, ip: str) -> str:
+    """The port that has the address, "" for none."""
+    sql = "SELECT port_id FROM address WHERE subnet_id = ? AND ip_number = ?"
+    return str(tx.value(sql, subnet_id, number(ip)) or "")
+
+
+def take_address(tx: Tx, subnet_id: str, ip: str, port_id: str) -> FixedIp:
+    tx.run("INSERT INTO address VALUES (?, ?, ?, ?)", subnet_id, number(ip), ip, port_id)
+    return FixedIp(subnet_id, ip)
+
+
+def lowest_free(tx: Tx, subnet: Subnet) -> str:
+    """The lowest address of the pools that nobody has, "" when all are taken."""
+    for pool in subnet.pools:
+        first, last = pool.bounds
+        if not tx.value("SELECT 1 FROM address WHERE subnet_id = ? AND ip_number = ?", subnet.id, first):
+            return pool.first
+        # The end of the run of taken addresses that begins at `first`, plus one.
+        found = tx.value(
+            "SELECT ip_number + 1 FROM address a WHERE subnet_id = ?1 AND ip_number BETWEEN ?2 AND ?3 AND NOT EXISTS"
+            " (SELECT 1 FROM address b WHERE b.subnet_id = ?1 AND b.ip_number = a.ip_number + 1) ORDER BY ip_number LIMIT 1",
+            subnet.id, first, last,
+        )  # fmt: skip
+        if found is not None and found <= last:
+            return text_of(found)
+    return ""
+
+
+def release_addresses(tx: Tx, port_id: str) -> None:
+    tx.run("DELETE FROM address WHERE port_id = ?", port_id)
