@@ -7,10 +7,12 @@ import hashlib
 import logging
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from itertools import combinations
 from typing import Any
 
 from daemonkit import failpoint
 from daemonkit.errors import ConfigError, SkyrackError, Unavailable
+from daemonkit.tls import ROLES
 from storaged.drivers.qsd import process
 from storaged.drivers.qsd.disk import Extent, VolumeFiles
 from storaged.drivers.qsd.monitor import Monitor
@@ -27,9 +29,15 @@ def node_of(volume_id: str) -> str:
     return "v" + hashlib.sha256(volume_id.encode()).hexdigest()[:30]
 
 
-def certificate_patterns(nodes: frozenset[str]) -> list[str]:
-    """Globs over the distinguished name as GnuTLS writes it (RFC 4514: the common name comes first)."""
-    return [pattern for node in sorted(nodes) for pattern in (f"CN={node}", f"CN={node},*")]
+def distinguished_names(nodes: frozenset[str]) -> list[str]:
+    """Every name that a certificate of these compute nodes can have, as GnuTLS writes it and daemonkit.tls.subject makes it.
+
+    Whole names, not patterns: a common name "x,CN=host-1" is written with a backslash that a pattern would take for anything.
+    """
+    others = sorted(set(ROLES) - {"compute"})
+    choices = [chosen for count in range(len(others) + 1) for chosen in combinations(others, count)]
+    units = [",".join(f"OU={role}" for role in sorted(("compute", *chosen))) for chosen in choices]
+    return [f"O=skyrack,{unit},CN={node}" for node in sorted(nodes) for unit in units]
 
 
 class QsdVolumes:
@@ -165,7 +173,7 @@ class QsdVolumes:
             self._open.discard(node)
 
     async def allow(self, nodes: frozenset[str]) -> None:
-        await self._reached().authorize(certificate_patterns(nodes))
+        await self._reached().authorize(distinguished_names(nodes))
 
 
 async def _first(*waits: Coroutine[Any, Any, None]) -> None:

@@ -91,7 +91,7 @@ class Monitor:
             except TimeoutError:
                 raise DeadlineExceeded("a client of the volume can't be cut: its disk does not answer") from None
 
-    async def authorize(self, patterns: Iterable[str]) -> None:
-        """Certificates whose name matches one of these globs may connect, all others not. Open connections stay."""
-        rules = [{"match": pattern, "policy": "allow", "format": "glob"} for pattern in patterns]
+    async def authorize(self, names: Iterable[str]) -> None:
+        """Certificates with one of these distinguished names may connect, all others not. Open connections stay."""
+        rules = [{"match": name, "policy": "allow", "format": "exact"} for name in names]
         await self._execute("qom-set", path=f"/objects/{AUTHORIZATION}", property="rules", value=rules)
