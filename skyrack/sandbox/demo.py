@@ -1,7 +1,7 @@
 """The story of the first cloud, told on a rack that is up: `skyrack sandbox demo`.
 
-Everything is asked of the public API, as a tenant would; everything is checked from outside: from the client on the internet, or
-by logging in to a server. The first thing that isn't so ends the story with an error.
+Everything is asked of the public API, as a tenant would; everything is checked from outside: from the client on the
+internet, or by logging in to a server. The first thing that isn't so ends the story with an error.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from skyrack.client.floating_ip import FloatingIp
 from skyrack.client.network import Network
 from skyrack.client.server import Server, ServerNetwork
 from skyrack.client.volume import Volume
+from skyrack.sandbox.clearing import empty
 from skyrack.sandbox.layout import CLIENT
 from skyrack.sandbox.rack import Rack
 from skyrack.sandbox.up import environment
@@ -115,7 +116,8 @@ async def _open_account(operator: Cloud, teller: Teller) -> str:
 
 async def _build(rack: Rack, cloud: Cloud, teller: Teller) -> Site:
     teller.chapter("The tenant uploads an image, builds a network, a firewall and a disk.")
-    await _tear_down(cloud, teller)
+    if await empty(cloud):
+        teller.say("cleared away what an earlier demo left")
     image = await cloud.images.create("mini", format="qcow2")
     image = await cloud.images.upload(image, IMAGE)
     teller.say(f"image {image.name}: {image.size_bytes / 1e6:.1f} MB, inspected, sha256 {image.sha256[:12]}")
@@ -224,37 +226,6 @@ Look around (the rack stays up):
 
 
 # ---------------------------------------------------------------- what the chapters need
-
-
-async def _tear_down(cloud: Cloud, teller: Teller) -> None:
-    """What an earlier telling left in the project."""
-    servers = [server async for server in cloud.servers.list()]
-    for server in servers:
-        await cloud.servers.delete(server)
-    for server in servers:
-        await cloud.servers.wait_gone(server, deadline_s=60)
-    async for address in cloud.floating_ips.list():
-        await cloud.floating_ips.delete(address)
-    async for volume in cloud.volumes.list():
-        await cloud.volumes.delete(volume)
-    async for router in cloud.routers.list():
-        for interface in router.interfaces:
-            await cloud.routers.remove_subnet(router, interface.subnet_id)
-        await cloud.routers.delete(router)
-    project = (await cloud.tokens.get()).project_id
-    async for network in cloud.networks.list():
-        if network.project_id == project:
-            await cloud.networks.delete(network)
-    async for group in cloud.security_groups.list():
-        if group.name != "default":
-            await cloud.security_groups.delete(group)
-    async for image in cloud.images.list():
-        if image.project_id == project:
-            await cloud.images.delete(image)
-    async for keypair in cloud.keypairs.list():
-        await cloud.keypairs.delete(keypair)
-    if servers:
-        teller.say("cleared away what an earlier demo left")
 
 
 async def _keypair(rack: Rack, cloud: Cloud) -> Path:
