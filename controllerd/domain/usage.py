@@ -19,6 +19,27 @@ class Counters:
 
 
 @dataclass(frozen=True)
+class Meter:
+    """Totals, and the raw counters of the last sample. Raw ones begin at 0 whenever the guest is started."""
+
+    total: Counters = Counters()
+    last: Counters = Counters()
+    memory_kib: int = 0
+    sampled_at: float = 0.0
+
+    def read(self, raw: Counters, memory_kib: int, sampled_at: float) -> Meter:
+        """Counts what was added since the last sample.
+
+        CPU time that fell means a restart: everything began at 0. Any other counter that fell alone lost a device of several
+        (a volume was detached): it counts on from where it is.
+        """
+        last = self.last if raw.cpu_ns >= self.last.cpu_ns else Counters()
+        added = {name: max(0, value - getattr(last, name)) for name, value in vars(raw).items()}
+        total = Counters(**{name: getattr(self.total, name) + value for name, value in added.items()})
+        return Meter(total, raw, memory_kib, max(sampled_at, self.sampled_at))
+
+
+@dataclass(frozen=True)
 class ServerUsage:
     server_id: str
     name: str

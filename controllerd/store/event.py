@@ -15,10 +15,15 @@ EVENTS = "events"  # touched with every event: watchers subscribe to it
 
 def record(tx: Tx, kind: str, project_id: str, resource_id: str, message: str = "", **data: str) -> None:
     """`kind` is "noun.what"; the noun is the resource's kind. Request id and user come with the transaction's context."""
+    record_at(tx, tx.now, kind, project_id, resource_id, message, **data)
+
+
+def record_at(tx: Tx, time: float, kind: str, project_id: str, resource_id: str, message: str = "", **data: str) -> None:
+    """As `record`, for what happened at another time than now."""
     tx.run(
         "INSERT INTO event (time, kind, project_id, resource_kind, resource_id, message, request_id, user_id, data)"
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        tx.now, kind, project_id, kind.partition(".")[0], resource_id, message, request_id.get(), acting_user.get(),
+        time, kind, project_id, kind.partition(".")[0], resource_id, message, request_id.get(), acting_user.get(),
         json.dumps(data),
     )  # fmt: skip
     tx.touch(EVENTS)

@@ -9,6 +9,7 @@ from controllerd.store.database import Row, Tx
 from controllerd.store.table import Table
 
 NODES = Table(Node, "node", "node", born="joined_at")
+AGENTS = "agents"  # touched whenever an agent comes, goes or is given up
 
 
 def by_name(tx: Tx, name: str) -> Node | None:
@@ -36,17 +37,42 @@ def put_agent(tx: Tx, record: AgentRecord) -> None:
         record.node_id, record.kind, int(record.connected), record.last_seen_at, int(record.lost), record.version,
         record.boot_id, json.dumps(record.inventory),
     )  # fmt: skip
-    tx.touch(record.node_id)
+    tx.touch(record.node_id, AGENTS)
 
 
 def disconnected(tx: Tx, node_id: str, kind: str) -> None:
     tx.run("UPDATE agent SET connected = 0, last_seen_at = ? WHERE node_id = ? AND kind = ?", tx.now, node_id, kind)
-    tx.touch(node_id)
+    tx.touch(node_id, AGENTS)
 
 
 def all_disconnected(tx: Tx) -> None:
     """At the start of a controller: nobody is in session yet; `last_seen_at` gives them the grace time from now."""
     tx.run("UPDATE agent SET connected = 0, last_seen_at = ?", tx.now)
+
+
+def lose_silent(tx: Tx, before: float) -> list[tuple[str, str]]:
+    """Gives up agents without a session since before that time; gives (node id, kind) of each."""
+    condition = "connected = 0 AND lost = 0 AND last_seen_at <= ?"
+    found = [(row["node_id"], row["kind"]) for row in tx.each(f"SELECT node_id, kind FROM agent WHERE {condition}", before)]
+    if found:
+        tx.run(f"UPDATE agent SET lost = 1 WHERE {condition}", before)
+        tx.touch(AGENTS, *(node_id for node_id, _kind in found))
+    return found
+
+
+def away_since(tx: Tx) -> float | None:
+    """When the agent that is away longest, and is not given up yet, was last seen; None when none is away."""
+    value = tx.value("SELECT min(last_seen_at) FROM agent WHERE connected = 0 AND lost = 0")
+    return None if value is None else float(value)
+
+
+def lost_nodes(tx: Tx, kind: str) -> set[str]:
+    return {row["node_id"] for row in tx.each("SELECT node_id FROM agent WHERE kind = ? AND lost = 1", kind)}
+
+
+def names(tx: Tx) -> dict[str, str]:
+    """Node id -> name."""
+    return {row["id"]: row["name"] for row in tx.each("SELECT id, name FROM node")}
 
 
 def is_lost(tx: Tx, node_id: str, kind: str) -> bool:

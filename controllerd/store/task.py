@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from controllerd.domain.task import Task
+import json
+from collections.abc import Iterable
+
+from controllerd.domain.task import FAILED, RUNNING, Task
 from controllerd.store.database import Tx
 from controllerd.store.table import Table
 
@@ -17,6 +20,24 @@ def of_resource(tx: Tx, resource_id: str) -> Task | None:
     """The unfinished task of a resource; there is at most one."""
     found = TASKS.where(tx, "resource_id = ? AND state IN ('RUNNING', 'UNWINDING')", resource_id)
     return found[0] if found else None
+
+
+def of_resources(tx: Tx, resource_ids: Iterable[str]) -> dict[str, str]:
+    """Resource -> id of its unfinished task, of those that have one."""
+    among = "resource_id IN (SELECT value FROM json_each(?)) AND state IN ('RUNNING', 'UNWINDING')"
+    rows = tx.each(f"SELECT resource_id, id FROM task WHERE {among}", json.dumps(list(resource_ids)))
+    return {row["resource_id"]: row["id"] for row in rows}
+
+
+def extend_deadlines(tx: Tx, until: float) -> None:
+    """Gives every running task at least until then."""
+    tx.run("UPDATE task SET deadline = ? WHERE state = ? AND deadline < ?", until, RUNNING, until)
+
+
+def abandon(tx: Tx, task: Task, reason: str, message: str) -> None:
+    """Ends a task where it stands, without undoing anything: whoever calls this takes over what it has begun."""
+    TASKS.update(tx, task.id, state=FAILED, fault_reason=reason, fault_message=message, ended_at=tx.now)
+    tx.touch(f"task:{task.id}")
 
 
 def newest(tx: Tx, before: tuple[float, str], limit: int, unfinished_only: bool, **equal: str) -> list[Task]:

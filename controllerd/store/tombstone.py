@@ -17,13 +17,13 @@ def put(tx: Tx, node_id: str, kind: str, object_id: str) -> None:
 def bury_server(tx: Tx, node_id: str, server_id: str) -> None:
     """Takes over the server's claim on the node. Twice is once."""
     put(tx, node_id, "server", server_id)
-    tx.run(
-        "UPDATE tombstone SET (vcpus, memory_mib, disk_gib) = (SELECT vcpus, memory_mib, disk_gib FROM claim c"
-        " WHERE c.server_id = object_id AND c.node_id = tombstone.node_id) WHERE node_id = ? AND kind = 'server' AND object_id = ?"
-        " AND EXISTS (SELECT 1 FROM claim c WHERE c.server_id = object_id AND c.node_id = tombstone.node_id)",
-        node_id, server_id,
-    )  # fmt: skip
-    tx.run("DELETE FROM claim WHERE server_id = ? AND node_id = ?", server_id, node_id)
+    held = tx.one("SELECT vcpus, memory_mib, disk_gib FROM claim WHERE server_id = ? AND node_id = ?", server_id, node_id)
+    if held is not None:
+        tx.run(
+            "UPDATE tombstone SET vcpus = ?, memory_mib = ?, disk_gib = ? WHERE node_id = ? AND kind = 'server' AND object_id = ?",
+            *held.values(), node_id, server_id,
+        )  # fmt: skip
+        tx.run("DELETE FROM claim WHERE server_id = ?", server_id)
 
 
 def lift(tx: Tx, node_id: str, kind: str, object_id: str) -> bool:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from controllerd.domain.usage import Counters, ServerUsage, hours_between
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+
+from controllerd.domain.server import Server
+from controllerd.domain.usage import Counters, Meter, ServerUsage, hours_between
 from controllerd.store.database import Row, Tx
 
 
@@ -22,3 +27,60 @@ def _usage(row: Row, from_at: float, to_at: float) -> ServerUsage:
     hours = hours_between(row["started_at"], row["ended_at"], from_at, to_at)
     counters = Counters(row["cpu_ns"], row["rx_bytes"], row["tx_bytes"], row["read_bytes"], row["write_bytes"])
     return ServerUsage(row["server_id"], row["server_name"], row["vcpus"], row["memory_mib"], row["disk_gib"], hours, counters)
+
+
+# ---- intervals
+
+
+def open_interval(tx: Tx, server: Server) -> None:
+    """The server runs for the first time. Twice is once."""
+    if tx.value("SELECT 1 FROM usage_interval WHERE server_id = ? AND ended_at = 0", server.id):
+        return
+    tx.run(
+        "INSERT INTO usage_interval VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0)",
+        tx.new_id(), server.id, server.name, server.project_id, server.vcpus, server.memory_mib, server.disk_gib, tx.now,
+    )  # fmt: skip
+
+
+def close_interval(tx: Tx, server_id: str) -> None:
+    """Its deletion was accepted. Twice is once."""
+    tx.run("UPDATE usage_interval SET ended_at = ? WHERE server_id = ? AND ended_at = 0", tx.now, server_id)
+
+
+# ---- counters
+
+
+def meters_of(tx: Tx, node_id: str, server_ids: Iterable[str]) -> dict[str, Meter]:
+    """Server -> its meter, of those that are on the node; at 0 where there were no samples yet."""
+    sql = (
+        "SELECT s.id, s.project_id, c.* FROM server s LEFT JOIN usage_counter c ON c.server_id = s.id"
+        " WHERE s.node_id = ? AND s.id IN (SELECT value FROM json_each(?))"
+    )
+    rows = tx.each(sql, node_id, json.dumps(sorted(set(server_ids))))
+    return {row["id"]: _meter(row) for row in rows}
+
+
+def _meter(row: Row) -> Meter:
+    if row["last"] is None:
+        return Meter()
+    total = Counters(**{f: row[f] for f in Counters.__dataclass_fields__})
+    return Meter(total, Counters(**json.loads(row["last"])), row["memory_kib"], row["sampled_at"])
+
+
+def put_meter(tx: Tx, server_id: str, meter: Meter) -> None:
+    total = meter.total
+    tx.run(
+        "INSERT OR REPLACE INTO usage_counter SELECT id, project_id, ?, ?, ?, ?, ?, ?, ?, ? FROM server WHERE id = ?",
+        total.cpu_ns, total.rx_bytes, total.tx_bytes, total.read_bytes, total.write_bytes, meter.memory_kib,
+        json.dumps(asdict(meter.last)), meter.sampled_at, server_id,
+    )  # fmt: skip
+
+
+def cursor(tx: Tx, node_id: str, incarnation: str) -> int:
+    """The last sample of that spool that was counted, 0 = none."""
+    sql = "SELECT seq FROM telemetry_cursor WHERE node_id = ? AND incarnation = ?"
+    return int(tx.value(sql, node_id, incarnation) or 0)
+
+
+def put_cursor(tx: Tx, node_id: str, incarnation: str, seq: int) -> None:
+    tx.run("INSERT OR REPLACE INTO telemetry_cursor VALUES (?, ?, ?)", node_id, incarnation, seq)

@@ -1,7 +1,8 @@
 """The task engine: carries every unfinished task forward until it is done or unwound.
 
 `advance` is the whole mechanism and runs in one transaction: as many steps as are ready, each with its checkpoint. The engine
-only decides when to ask: after a commit that touched the task's resource, and when a deadline passes.
+only decides when to ask: after a commit that touched the task's resource, when a step wants to be polled or tried again, and
+when a deadline passes. A step that fails takes only its own writes with it; an undo that fails is tried again for ever.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from controllerd.domain.task import DONE, FAILED, RUNNING, UNWINDING, Task
-from controllerd.store import event
+from controllerd.store import agent_task, event
+from controllerd.store import task as task_store
 from controllerd.store.database import Database, Tx
 from controllerd.store.event import acting_user
-from controllerd.store.task import TASKS, unfinished
+from controllerd.store.task import TASKS
 from controllerd.tasks.operation import Operation, fault_details
 from daemonkit.errors import DeadlineExceeded, SkyrackError, Unavailable
 from daemonkit.log import request_id
@@ -23,7 +25,9 @@ from daemonkit.runtime import Runtime
 
 log = logging.getLogger(__name__)
 
-RETRY_S = 1.0  # a step whose `do` was Unavailable, and an undo that failed
+RETRY_S = 1.0  # a step whose `do` was Unavailable, and whatever is unwinding
+RESUME_GRACE_S = 30.0  # a task found at the start has at least so long: its agents must come into session first
+IDLE_S = 60.0
 
 
 def advance(tx: Tx, operation: Operation, task: Task) -> Task:
@@ -38,57 +42,70 @@ def advance(tx: Tx, operation: Operation, task: Task) -> Task:
     if task != before:
         changed = {k: v for k, v in vars(task).items() if v != getattr(before, k)}
         TASKS.update(tx, task.id, **changed)
+    if not task.unfinished:
+        agent_task.forget(tx, task.id)
     return task
 
 
 def _forward(tx: Tx, operation: Operation, task: Task) -> Task:
-    while task.step < len(operation.steps):
-        step = operation.steps[task.step]
-        try:
+    try:
+        while task.step < len(operation.steps):
+            step = operation.steps[task.step]
             with tx.savepoint():
-                if tx.now > task.deadline:
-                    raise DeadlineExceeded(f"{step.name} was not done within {operation.deadline_s:g} s")
                 if not task.entered:
                     step.do(tx, task)
-                task = replace(task, entered=True)
-                if not step.done(tx, task):
-                    return task
-        except Unavailable:
+                done = step.done(tx, replace(task, entered=True))
+                if not done and tx.now > task.deadline:
+                    raise DeadlineExceeded(f"{step.name} was not done within {operation.deadline_s:g} s")
+            task = replace(task, entered=True)
+            if not done:
+                return task
+            times = {**task.step_times, step.name: tx.now}
+            task = replace(task, step=task.step + 1, entered=False, step_times=times)
+        with tx.savepoint():
+            operation.finish(tx, task)
+    except Unavailable as error:
+        if tx.now <= task.deadline:
             return task
-        except Exception as error:
-            return _begin_unwinding(task, error)
-        times = {**task.step_times, step.name: tx.now}
-        task = replace(task, step=task.step + 1, entered=False, step_times=times)
-    operation.finish(tx, task)
+        return _begin_unwinding(task, DeadlineExceeded(f"not possible within {operation.deadline_s:g} s: {error.message}"))
+    except Exception as error:
+        return _begin_unwinding(task, error)
     return replace(task, state=DONE, ended_at=tx.now)
 
 
 def _begin_unwinding(task: Task, error: Exception) -> Task:
+    """From the step whose `do` is stored: the failed transaction part of one that had not been entered is undone already."""
     if not isinstance(error, SkyrackError):
         log.error("a step raised", exc_info=error, extra={"task": task.id, "kind": task.kind})
         error = SkyrackError("internal error")
     return replace(
-        task, state=UNWINDING, fault_reason=error.reason, fault_message=error.message, fault_details=fault_details(error),
-        entered=True,
+        task, state=UNWINDING, step=task.step if task.entered else task.step - 1, entered=True,
+        fault_reason=error.reason, fault_message=error.message, fault_details=fault_details(error),
     )  # fmt: skip
 
 
 def _backward(tx: Tx, operation: Operation, task: Task) -> Task:
-    while task.step >= 0:
-        if task.step < len(operation.steps):
+    """`entered` here: the undo of this step has not run yet."""
+    try:
+        while task.step >= 0:
             step = operation.steps[task.step]
             with tx.savepoint():
                 if task.entered:
                     step.undo(tx, task)
-                task = replace(task, entered=False)
-                if not step.undone(tx, task):
-                    return task
-        task = replace(task, step=task.step - 1, entered=True)
-    operation.fail(tx, task)
-    event.record(
-        tx, f"{task.resource_kind}.task_failed", task.project_id, task.resource_id, task.fault_message,
-        task=task.kind, reason=task.fault_reason,
-    )  # fmt: skip
+                undone = step.undone(tx, task)
+            task = replace(task, entered=False)
+            if not undone:
+                return task
+            task = replace(task, step=task.step - 1, entered=True)
+        with tx.savepoint():
+            operation.fail(tx, task)
+            event.record(
+                tx, f"{task.resource_kind}.task_failed", task.project_id, task.resource_id, task.fault_message,
+                task=task.kind, reason=task.fault_reason,
+            )  # fmt: skip
+    except Exception:
+        log.exception("an undo raised; it is tried again", extra={"task": task.id, "kind": task.kind, "step": task.step})
+        return task
     return replace(task, step=0, entered=False, state=FAILED, ended_at=tx.now)
 
 
@@ -100,14 +117,17 @@ class _Watched:
 
 class TaskEngine:
     def __init__(self, database: Database, operations: Mapping[str, Operation], runtime: Runtime) -> None:
+        """`operations`: by kind."""
         self._db, self._operations, self._runtime = database, operations, runtime
         self._watched: dict[str, _Watched] = {}  # task id ->
         self._of_resource: dict[str, set[str]] = {}
         self._ready: set[str] = set()
+        self._touched_meanwhile: set[str] = set()  # while tasks are advanced: one of them may be about to watch it
         self._wake = asyncio.Event()
 
     def notice(self, touched: set[str]) -> None:
         """Subscriber of the store."""
+        self._touched_meanwhile |= touched
         for key in touched:
             if key.startswith("task:"):
                 self._ready.add(key[5:])
@@ -119,19 +139,19 @@ class TaskEngine:
     async def run(self) -> None:
         """Takes up what an earlier process left, then works until cancelled."""
         self._db.subscribe(self.notice)
-        for task in await self._db.read(unfinished):
-            self._ready.add(task.id)
+        self._ready |= await self._db.write(_take_up)
         while True:
             ready, self._ready = self._ready | self._overdue(), set()
+            self._touched_meanwhile.clear()
             await asyncio.gather(*(self._advance(task_id) for task_id in ready))
             if not self._ready:
                 await self._sleep()
 
     async def _sleep(self) -> None:
         now_s = self._runtime.clock.wall_s()
-        soonest_s = min((w.due_s for w in self._watched.values()), default=now_s + 60.0)
+        soonest_s = min((w.due_s for w in self._watched.values()), default=now_s + IDLE_S)
         try:
-            async with asyncio.timeout(max(0.01, min(soonest_s - now_s, 60.0))):
+            async with asyncio.timeout(max(0.01, min(soonest_s - now_s, IDLE_S))):
                 await self._wake.wait()
         except TimeoutError:
             pass
@@ -145,7 +165,7 @@ class TaskEngine:
         try:
             task = await self._db.write(lambda tx: self._advance_stored(tx, task_id))
         except Exception:
-            log.exception("an undo raised; it is tried again", extra={"task": task_id})
+            log.exception("a task could not be advanced; it is tried again", extra={"task": task_id})
             self._due_again(task_id)
             return
         if task is None or not task.unfinished:
@@ -157,23 +177,37 @@ class TaskEngine:
         task = TASKS.find(tx, task_id)
         if task is None or not task.unfinished:
             return task
-        advanced = advance(tx, self._operations[task.kind], task)
+        operation = self._operations.get(task.kind)
+        if operation is None:
+            log.error("a task of a kind that this software does not know", extra={"task": task_id, "kind": task.kind})
+            task_store.abandon(tx, task, "UNKNOWN_KIND", f"this software knows no operation {task.kind}")
+            return None
+        advanced = advance(tx, operation, task)
         if advanced.step != task.step or advanced.state != task.state:
             tx.touch(task.resource_id)
         return advanced
 
     def _watch(self, task: Task) -> None:
-        now_s = self._runtime.clock.wall_s()
-        trying = not task.entered and task.state == RUNNING  # its `do` was Unavailable
-        due_s = now_s + RETRY_S if trying or task.state == UNWINDING else task.deadline + 0.001
-        self._watched[task.id] = _Watched(task.resource_id, due_s)
+        known = self._watched.get(task.id)
+        if (known is None or not known.resource_id) and task.resource_id in self._touched_meanwhile:
+            self._ready.add(task.id)
+        self._watched[task.id] = _Watched(task.resource_id, self._due_s(task))
         self._of_resource.setdefault(task.resource_id, set()).add(task.id)
 
+    def _due_s(self, task: Task) -> float:
+        now_s = self._runtime.clock.wall_s()
+        if task.state == UNWINDING or not task.entered:
+            return now_s + RETRY_S
+        poll_s = self._operations[task.kind].steps[task.step].poll_s
+        deadline_s = task.deadline + 0.001
+        return min(deadline_s, now_s + poll_s) if poll_s else deadline_s
+
     def _due_again(self, task_id: str) -> None:
+        due_s = self._runtime.clock.wall_s() + RETRY_S
         if task_id in self._watched:
-            self._watched[task_id].due_s = self._runtime.clock.wall_s() + RETRY_S
+            self._watched[task_id].due_s = due_s
         else:
-            self._watched[task_id] = _Watched("", self._runtime.clock.wall_s() + RETRY_S)
+            self._watched[task_id] = _Watched("", due_s)
 
     def _forget(self, task_id: str) -> None:
         watched = self._watched.pop(task_id, None)
@@ -182,3 +216,8 @@ class TaskEngine:
             tasks.discard(task_id)
             if not tasks:
                 self._of_resource.pop(watched.resource_id, None)
+
+
+def _take_up(tx: Tx) -> set[str]:
+    task_store.extend_deadlines(tx, tx.now + RESUME_GRACE_S)
+    return {task.id for task in task_store.unfinished(tx)}
