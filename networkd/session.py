@@ -26,7 +26,7 @@ class NetworkAgent:
         return self._inventory
 
     def desired_changed(self, mirror: desired.Mirror, changed: set[str]) -> None:
-        self._reconciler.want(wire.desired_of(mirror.objects), changed)
+        self._reconciler.want(wire.update(self._reconciler.desired, mirror.objects, changed), changed)
 
     def observe(self) -> list[agent_pb2.ObservedObject]:
         return self._reconciler.observations.all()

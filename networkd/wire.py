@@ -43,19 +43,25 @@ VNI_MAX = (1 << 24) - 1
 
 def desired_of(objects: Mapping[str, agent_pb2.DesiredObject]) -> Desired:
     """`objects`: key "kind/id" -> object. What was refused is in `faults`."""
-    kinds: dict[str, dict[str, Any]] = {kind: {} for kind in _PARSERS}
-    faults: dict[str, str] = {}
-    for key, item in objects.items():
+    return update(Desired(), objects, objects)
+
+
+def update(held: Desired, objects: Mapping[str, agent_pb2.DesiredObject], changed: Iterable[str]) -> Desired:
+    """`held` with the `changed` keys as they are in `objects`: there new, other, or gone."""
+    kinds: dict[str, dict[str, Any]] = {kind: dict(getattr(held, room)) for kind, room in _ROOMS.items()}
+    faults = dict(held.faults)
+    for key in changed:
         kind, _, identity = key.partition("/")
-        if kind not in _PARSERS:
+        if kind not in kinds:
             continue
+        kinds[kind].pop(identity, None)
+        faults.pop(key, None)
         try:
-            kinds[kind][identity] = _PARSERS[kind](identity, getattr(item, kind))
+            if key in objects:
+                kinds[kind][identity] = _PARSERS[kind](identity, getattr(objects[key], kind))
         except InvalidArgument as error:
             faults[key] = error.message
-    return Desired(
-        kinds["segment"], kinds["port"], kinds["neighbour"], kinds["group"], kinds["members"], kinds["router"], faults
-    )
+    return Desired(**{room: kinds[kind] for kind, room in _ROOMS.items()}, faults=faults)
 
 
 # ---------------------------------------------------------------- checked scalars
@@ -248,4 +254,12 @@ _PARSERS: dict[str, Callable[[str, Any], Any]] = {
     "group": _group,
     "members": _members,
     "router": _router,
+}
+_ROOMS = {
+    "segment": "segments",
+    "port": "ports",
+    "neighbour": "neighbours",
+    "group": "groups",
+    "members": "members",
+    "router": "routers",
 }

@@ -18,14 +18,16 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 
 from networkd.spec import name
-from networkd.spec.desired import Desired, Port, Rule, Segment
+from networkd.spec.desired import Desired, Group, Port, Rule, Segment
 from networkd.spec.picture import Chain, NftSet, Table
 
 REPLY = "0x01000000"
 INVALID = "0x02000000"
 VXLAN_PORT = 4789
+CACHED_MAX = 4096  # chains of unchanged ports and groups are not written again
 
 ND_FROM_GUEST = "{ nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit, mld-listener-report, mld2-listener-report }"
 ND_TO_GUEST = "{ nd-neighbor-solicit, nd-neighbor-advert, nd-router-advert, mld-listener-query }"
@@ -72,7 +74,7 @@ def _filter(desired: Desired) -> Table:
     wanted = {(g, p.network_id) for p in ports if p.port_security for g in p.group_ids}
     member_sets: dict[str, NftSet] = {}
     for group_id, network_id in sorted(wanted):
-        chains |= _group(desired, group_id, network_id)
+        chains |= _group(desired.groups.get(group_id, Group(group_id)), network_id)
         member_sets |= _members(desired, group_id, network_id)
     return Table("bridge", "sk_filter", _maps(desired, ports) | member_sets, chains)
 
@@ -150,6 +152,7 @@ def _tunnels(desired: Desired) -> dict[str, Chain]:
 # ---------------------------------------------------------------- a port
 
 
+@lru_cache(CACHED_MAX)
 def _port(port: Port, segment: Segment) -> dict[str, Chain]:
     key, network = name.identifier(port.id), name.identifier(port.network_id)
     groups = [name.identifier(g) for g in port.group_ids]
@@ -216,13 +219,12 @@ def _hex_range(ip: str) -> str:
 # ---------------------------------------------------------------- a security group on a network
 
 
-def _group(desired: Desired, group_id: str, network_id: str) -> dict[str, Chain]:
-    group = desired.groups.get(group_id)
-    suffix = f"{name.identifier(group_id)}_{name.identifier(network_id)}"
-    rules = group.rules if group else ()
+@lru_cache(CACHED_MAX)
+def _group(group: Group, network_id: str) -> dict[str, Chain]:
+    suffix = f"{name.identifier(group.id)}_{name.identifier(network_id)}"
     return {
-        f"in_{suffix}": Chain(tuple(rule_text(r, network_id) for r in rules if r.ingress)),
-        f"out_{suffix}": Chain(tuple(rule_text(r, network_id) for r in rules if not r.ingress)),
+        f"in_{suffix}": Chain(tuple(rule_text(r, network_id) for r in group.rules if r.ingress)),
+        f"out_{suffix}": Chain(tuple(rule_text(r, network_id) for r in group.rules if not r.ingress)),
     }
 
 

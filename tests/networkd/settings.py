@@ -1,0 +1,4 @@
+"""Sizes that the issue promises."""
+
+PORTS = 50
+RULES = 10
