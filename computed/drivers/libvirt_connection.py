@@ -35,7 +35,14 @@ EVENTS = ("LIFECYCLE", "IO_ERROR_REASON", "DEVICE_ADDED", "DEVICE_REMOVED", "DEV
 _CONNECTION_ERRORS = {
     libvirt.VIR_ERR_RPC, libvirt.VIR_ERR_NO_CONNECT, libvirt.VIR_ERR_INVALID_CONN, libvirt.VIR_ERR_SYSTEM_ERROR,
 }  # fmt: skip
-_PATH = re.compile(r"(?<![\w:/])/[\w.+:@%-]+(?:/[\w.+:@%-]+)+")
+# What libvirt and QEMU say names files, addresses and options (export names!) of this machine: not for tenants.
+_HIDDEN = (
+    (re.compile(r"\{.*\}"), "(...)"),
+    (re.compile(r"(?<![\w:/])/[\w.+:@%-]+(?:/[\w.+:@%-]+)+"), "(file)"),
+    (re.compile(r"\b\d+\.\d+\.\d+\.\d+(:\d+)?\b|\[[0-9a-f:]+\](:\d+)?"), "(address)"),
+    (re.compile(r"[\d-]+T[\d:.]+Z qemu-[\w-]+: "), ""),
+    (re.compile(r"export[ -]name[ :]+\S+|export '[^']*'"), "(export)"),
+)
 
 _event_loop_lock = threading.Lock()
 _event_loop_runs = False
@@ -59,8 +66,11 @@ def _run_events() -> None:
 
 
 def tenant_text(message: str) -> str:
-    """What libvirt said, without the paths of this machine, in one line."""
-    return _PATH.sub("(file)", " ".join(message.split()))[:300]
+    """What libvirt said, in one line, without what is nobody's business."""
+    text = " ".join(message.split())
+    for pattern, instead in _HIDDEN:
+        text = pattern.sub(instead, text)
+    return text[:300]
 
 
 class LibvirtConnection:

@@ -21,7 +21,7 @@ from computed.drivers.image_cache import ImageCache
 from computed.qcow2 import read_header
 from computed.spec import GIB, Files, Image, Server
 from daemonkit import command, failpoint
-from daemonkit.errors import InvalidArgument, NotFound, SkyrackError
+from daemonkit.errors import InvalidArgument, NotFound
 from daemonkit.runtime import Runtime
 
 log = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ class LocalStore:
                     group.create_task(self._make_root_disk(server))
                 if server.config_drive:
                     group.create_task(self._make_config_drive(server))
-        except* SkyrackError as several:
+        except ExceptionGroup as several:
             raise several.exceptions[0] from None
 
     async def _make_root_disk(self, server: Server) -> None:

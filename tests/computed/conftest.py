@@ -59,9 +59,16 @@ def connect(host: Host) -> Any:
 
 
 @pytest.fixture
-async def rig(host: Host, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rig]:
-    directory = Path(tempfile.mkdtemp(prefix="n-", dir=host.directory.parent))
-    directory.chmod(0o755)
+def directory(host: Host) -> Iterator[Path]:
+    """Short, for the sake of socket paths, and seen alike inside the host and outside."""
+    path = Path(tempfile.mkdtemp(prefix="n-", dir=host.directory.parent))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture
+async def rig(host: Host, directory: Path) -> AsyncIterator[Rig]:
     pki = Pki(directory / "pki")
     rig = Rig(
         host,
@@ -87,7 +94,6 @@ async def rig(host: Host, tmp_path_factory: pytest.TempPathFactory) -> AsyncIter
     finally:
         await rig.close()
         await until(lambda: _clear(host), "an empty libvirt")
-        shutil.rmtree(directory, ignore_errors=True)
 
 
 def _clear(host: Host) -> bool:

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import hashlib
+import json
 import os
 import signal
 import sys
@@ -19,13 +21,23 @@ import grpc
 
 from daemonkit import desired
 from daemonkit.rpc import Server
-from daemonkit.tls import TlsFiles
-from daemonkit.transport import GrpcControllerStream
+from daemonkit.tls import Identity, TlsFiles
+from daemonkit.transport import ControllerStream, GrpcControllerStream
 from skyrack.sandbox import namespace
 from skyrack.sandbox.host import Host
 from skyrack.v1 import agent_pb2, agent_pb2_grpc, blob_pb2, blob_pb2_grpc
 
 T = TypeVar("T")
+
+PENDING, READY, RUNNING, STOPPED, PAUSED, FAILED, GONE = (
+    agent_pb2.OBSERVED_STATE_PENDING,
+    agent_pb2.OBSERVED_STATE_READY,
+    agent_pb2.OBSERVED_STATE_RUNNING,
+    agent_pb2.OBSERVED_STATE_STOPPED,
+    agent_pb2.OBSERVED_STATE_PAUSED,
+    agent_pb2.OBSERVED_STATE_FAILED,
+    agent_pb2.OBSERVED_STATE_GONE,
+)
 
 NODE = "compute-1"
 HANG_S = 120.0  # far above what anything takes; a test that waits so long has found a fault
@@ -56,7 +68,7 @@ async def until(probe: Callable[[], T], what: str, timeout_s: float = HANG_S) ->
     """Waits for a true answer and gives it."""
     try:
         async with asyncio.timeout(timeout_s):
-            while not (answer := probe()):
+            while not (answer := probe()):  # noqa: ASYNC110 - what is probed has no event
                 await asyncio.sleep(0.02)
             return answer
     except TimeoutError:
@@ -97,10 +109,12 @@ class Controller(agent_pb2_grpc.AgentServiceServicer):
         self.samples: dict[tuple[str, int], agent_pb2.Sample] = {}
         self.hello: agent_pb2.Hello | None = None
         self.acknowledge_telemetry = True
-        self._stream: GrpcControllerStream | None = None
+        self._stream: ControllerStream | None = None
 
     async def Session(self, _requests: Any, context: Any) -> None:
-        stream = GrpcControllerStream(context)
+        await self.converse(GrpcControllerStream(context), None)
+
+    async def converse(self, stream: ControllerStream, _peer: Identity | None) -> None:
         self.hello = (await stream.receive()).hello
         welcome = agent_pb2.Welcome(heartbeat_interval_ms=1000, nodes=1)
         await stream.send(agent_pb2.ControllerMessage(epoch=self.epoch, welcome=welcome))
@@ -109,7 +123,7 @@ class Controller(agent_pb2_grpc.AgentServiceServicer):
         while True:
             await self._take(await stream.receive(), stream)
 
-    async def _take(self, message: agent_pb2.AgentMessage, stream: GrpcControllerStream) -> None:
+    async def _take(self, message: agent_pb2.AgentMessage, stream: ControllerStream) -> None:
         match message.WhichOneof("body"):
             case "report":
                 for seen in message.report.objects:
@@ -126,7 +140,7 @@ class Controller(agent_pb2_grpc.AgentServiceServicer):
             case "telemetry":
                 await self._count(message.telemetry, stream)
 
-    async def _count(self, telemetry: agent_pb2.Telemetry, stream: GrpcControllerStream) -> None:
+    async def _count(self, telemetry: agent_pb2.Telemetry, stream: ControllerStream) -> None:
         for sample in telemetry.samples:
             self.samples[telemetry.incarnation, sample.seq] = sample
         if self.acknowledge_telemetry:
@@ -237,6 +251,23 @@ class Rig:
     def log(self) -> str:
         return (self.directory / "computed.log").read_text()
 
+    def console(self, server_id: str) -> bytes:
+        path = self.directory / "console" / f"{server_id}.log"
+        return path.read_bytes() if path.exists() else b""
+
+    def files(self, server_id: str) -> list[Path]:
+        """Everything on the node's disks that bears the server's name."""
+        return [path for name in ("disks", "console") for path in (self.directory / name).glob(f"{server_id}*")]
+
+    def new_server(self, image: bytes, power: int = agent_pb2.POWER_RUNNING, **more: Any) -> agent_pb2.ServerSpec:
+        """A small one; its image is put on the storage node."""
+        digest = hashlib.sha256(image).hexdigest()
+        self.storage.blobs.setdefault(digest, image)
+        spec = agent_pb2.ServerSpec(name="web-1", vcpus=1, memory_mib=128, root_disk_gib=1, power=power, **more)
+        spec.image.sha256, spec.image.format, spec.image.size_bytes = digest, "qcow2", len(image)
+        spec.image.sources.append(self.address)
+        return spec
+
     async def close(self) -> None:
         await self.kill_agent()
         if self._server is not None:
@@ -244,6 +275,4 @@ class Rig:
 
 
 def _toml(value: Any) -> str:
-    import json
-
     return json.dumps(str(value) if isinstance(value, Path) else value)
