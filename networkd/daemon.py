@@ -126,7 +126,7 @@ def _driver(settings: Config, node: Node, runtime: Runtime, answer: Answer) -> D
     if settings.driver == "fake":
         from networkd.drivers.fake import FakeDriver
 
-        return FakeDriver(runtime)
+        return FakeDriver(runtime, node.external_device)
     from networkd.drivers.kernel import KernelDriver
 
     return KernelDriver(runtime, settings.run_dir, node.external_device, answer)

@@ -66,7 +66,8 @@ def _state(desired: Desired, zones: Mapping[str, int]) -> Table:
 
 
 def _filter(desired: Desired) -> Table:
-    ports = [p for p in desired.ports.values() if p.network_id in desired.segments]
+    tenant = {s.id for s in _tenant(desired)}
+    ports = [p for p in desired.ports.values() if p.network_id in tenant]
     chains = _base() | _tunnels(desired)
     for port in ports:
         if port.admin_up and port.port_security:

@@ -80,12 +80,16 @@ def _provider(picture: Picture, segment: Segment, node: Node) -> None:
 
 def _port(picture: Picture, port: Port, desired: Desired, node: Node) -> None:
     owner = f"port/{port.id}"
-    if port.network_id not in desired.segments:
-        picture.faults[owner] = f"network {port.network_id} is not on this node"
+    segment = desired.segments.get(port.network_id)
+    if segment is None or segment.external:
+        where = "is the provider's: servers reach it by a router" if segment else "is not on this node"
+        picture.faults[owner] = f"network {port.network_id} {where}"
         return
+    # Whoever may send under other MACs must be found under them: such ports are flooded and learned from.
+    loose = not port.port_security or any(p.mac not in ("", port.mac) for p in port.allowed_pairs)
     link = Link(
-        port.device, "tap", mtu=node.underlay_mtu, master=name.bridge(port.network_id), up=port.admin_up, learning=False,
-        flood=not port.port_security, owner=owner,
+        port.device, "tap", mtu=node.underlay_mtu, master=name.bridge(port.network_id), up=port.admin_up, learning=loose,
+        flood=loose, owner=owner,
     )  # fmt: skip
     _put(picture, link)
     picture.add(Fdb(port.device, port.mac, owner=owner))

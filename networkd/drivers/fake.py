@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from daemonkit.runtime import Runtime
-from networkd.spec.picture import Picture, Step, apply
+from networkd.spec.picture import Link, Picture, Step, apply
 
 
 class FakeDriver:
     """`failure_rate`: the share of steps that fail, drawn from the runtime's randomness. `picture` is the machine."""
 
-    def __init__(self, runtime: Runtime, failure_rate: float = 0.0) -> None:
+    def __init__(self, runtime: Runtime, external_device: str = "", failure_rate: float = 0.0) -> None:
         self._runtime = runtime
         self.failure_rate = failure_rate
         self.picture = Picture()
+        if external_device:
+            nic = Link(external_device, "device", master="", ours=False)
+            self.picture.links[nic.key] = nic
         self.done: list[Step] = []
         self._trouble: Callable[[], None] = lambda: None
 
