@@ -16,7 +16,7 @@ from google.protobuf.json_format import MessageToDict
 
 from controllerd.agents.intake import Intake
 from controllerd.domain.node import AGENT_OF_ROLE, AgentRecord, Node
-from controllerd.store import agent_task, event
+from controllerd.store import agent_task, event, server
 from controllerd.store import node as node_store
 from controllerd.store.database import Database, Tx
 from daemonkit import metrics
@@ -144,7 +144,9 @@ class Sessions:
         record = AgentRecord(session.node.id, session.kind, True, tx.now, False, hello.version, hello.boot_id, inventory)
         node_store.put_agent(tx, record)
         if known is None or known.lost:
-            event.record(tx, "node.agent_up", "", session.node.id, f"{session.kind} on {session.node.name} is in session")
+            kind = "node.agent_up" if known is None else "node.back"
+            event.record(tx, kind, "", session.node.id, f"{session.kind} on {session.node.name} is in session")
+            tx.touch(*server.ids_of_node(tx, session.node.id))  # they no longer show UNKNOWN
 
     async def _talk(self, session: _Session, hello: agent_pb2.Hello) -> None:
         welcome = agent_pb2.Welcome(
@@ -226,6 +228,8 @@ class Sessions:
     async def _receive_all(self, session: _Session) -> None:
         while True:
             message = await session.stream.receive()
+            if session.ended.is_set():  # what a newer session of the agent has reported must not be overwritten
+                raise Unavailable("a newer session of this agent began")
             session.heard_s = self._runtime.clock.boottime_s()
             await self._take(session, message)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from controllerd.domain import check
+from controllerd.domain.flavor import Flavor
+from controllerd.domain.image import Image
 from daemonkit.errors import Conflict, InvalidArgument
 
 # Stored states.
@@ -21,20 +23,21 @@ SHOWN = (BUILD, ACTIVE, STOPPED, ERROR, STARTING, STOPPING, REBOOTING, DELETING,
 # What a node is told. "" = nothing: it has never heard of the server.
 POWER_PREPARED, POWER_RUNNING, POWER_STOPPED, POWER_ABSENT = "PREPARED", "RUNNING", "STOPPED", "ABSENT"
 
-# Verb -> from which stored states, and the state while its task is at work. ERROR only after a first launch.
+# Verb -> from which stored states, and the state while its task is at work. ERROR only where there is a guest.
 VERBS: dict[str, tuple[tuple[str, ...], str]] = {
     "start": ((STOPPED, ERROR), STARTING),
     "stop": ((ACTIVE, ERROR), STOPPING),
     "reboot": ((ACTIVE,), REBOOTING),
 }
 
+GIB = 1 << 30
 USER_DATA_BYTES_MAX = 64 * 1024
 NETWORKS_MAX = 8
 VOLUMES_MAX = 8
 HOSTNAME_MAX = 63  # RFC 1123
 SKEW_TOLERATED_S = 1.0
 
-# Milestones of a launch in the order in which they mostly come; "accepted" is the creation itself.
+# Milestones of a launch; "accepted" is the creation itself.
 CONTROLLER_MILESTONES = ("scheduled", "network")
 NODE_MILESTONES = ("image", "disk", "defined", "running")
 
@@ -94,7 +97,8 @@ def next_state(server: Server, verb: str, lost: bool) -> str:
     allowed, transitional = VERBS[verb]
     if lost:
         raise Conflict(f"server {server.id} can't {verb} now: its node is lost")
-    if server.state not in allowed or (server.state == ERROR and not server.launched_at):
+    usable = server.state != ERROR or (server.launched_at and server.power in (POWER_RUNNING, POWER_STOPPED))
+    if server.state not in allowed or not usable:
         wanted = " or ".join(s for s in allowed if s != ERROR)
         raise Conflict(f"server {server.id} can't {verb}: it is {server.shown(lost)}, and must be {wanted}")
     return transitional
@@ -103,6 +107,18 @@ def next_state(server: Server, verb: str, lost: bool) -> str:
 def settled(server: Server) -> str:
     """The resting state that fits what the node reports; the stored one where it reports neither."""
     return {"RUNNING": ACTIVE, "PAUSED": ACTIVE, "STOPPED": STOPPED}.get(server.observed_state, server.state)
+
+
+def fit(flavor: Flavor, image: Image) -> None:
+    """Errors: InvalidArgument naming flavor_id and what the image needs."""
+    disk_gib = max(image.min_disk_gib, -(-image.virtual_bytes // GIB))
+    if flavor.disk_gib < disk_gib:
+        raise InvalidArgument(
+            "flavor_id", f"image {image.name!r} needs a disk of {disk_gib} GiB, {flavor.name!r} has {flavor.disk_gib}"
+        )
+    if flavor.memory_mib < image.min_memory_mib:
+        needs = f"image {image.name!r} needs {image.min_memory_mib} MiB of memory"
+        raise InvalidArgument("flavor_id", f"{needs}, {flavor.name!r} has {flavor.memory_mib}")
 
 
 def user_data(data: bytes) -> bytes:
@@ -116,6 +132,23 @@ def hostname(name: str, server_id: str) -> str:
     plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
     label = "".join(c if c.isalnum() else "-" for c in plain).strip("-")[:HOSTNAME_MAX].rstrip("-")
     return label or f"server-{server_id[:8]}"
+
+
+@dataclass(frozen=True)
+class Milestone:
+    name: str
+    time: float
+    since_accepted_ms: int
+
+
+def timeline(accepted_at: float, events: Iterable[tuple[str, float]]) -> tuple[Milestone, ...]:
+    """The launch in order of time, from a server's events (kind, time); the first of each kind counts."""
+    first: dict[str, float] = {}
+    for kind, time in events:
+        first.setdefault(kind.removeprefix("server."), time)
+    known = {name: first[name] for name in (*CONTROLLER_MILESTONES, *NODE_MILESTONES) if name in first}
+    entries = sorted({"accepted": accepted_at, **known}.items(), key=lambda entry: entry[1])
+    return tuple(Milestone(name, time, max(0, round((time - accepted_at) * 1000))) for name, time in entries)
 
 
 def launch_times(milestones: Mapping[str, float], not_before: float, seen_at: float) -> dict[str, float]:

@@ -54,3 +54,10 @@ def times_of(tx: Tx, resource_id: str, kind_prefix: str) -> list[tuple[str, floa
     """(kind, time) of a resource's events whose kind starts so, in order."""
     sql = "SELECT kind, time FROM event WHERE resource_id = ? AND kind GLOB ? ORDER BY seq"
     return [(row["kind"], row["time"]) for row in tx.each(sql, resource_id, kind_prefix + "*")]
+
+
+def forget_oldest(tx: Tx, kept: int, batch_max: int) -> int:
+    """Deletes up to `batch_max` of the oldest beyond the newest `kept`."""
+    first_kept = last_seq(tx) - kept + 1
+    oldest = int(tx.value("SELECT coalesce(min(seq), 0) FROM event"))
+    return tx.run("DELETE FROM event WHERE seq < ?", min(first_kept, oldest + batch_max)) if oldest < first_kept else 0

@@ -19,10 +19,8 @@ def bury_server(tx: Tx, node_id: str, server_id: str) -> None:
     put(tx, node_id, "server", server_id)
     held = tx.one("SELECT vcpus, memory_mib, disk_gib FROM claim WHERE server_id = ? AND node_id = ?", server_id, node_id)
     if held is not None:
-        tx.run(
-            "UPDATE tombstone SET vcpus = ?, memory_mib = ?, disk_gib = ? WHERE node_id = ? AND kind = 'server' AND object_id = ?",
-            *held.values(), node_id, server_id,
-        )  # fmt: skip
+        which = "WHERE node_id = ? AND kind = 'server' AND object_id = ?"
+        tx.run(f"UPDATE tombstone SET vcpus = ?, memory_mib = ?, disk_gib = ? {which}", *held.values(), node_id, server_id)
         tx.run("DELETE FROM claim WHERE server_id = ?", server_id)
 
 
