@@ -168,6 +168,8 @@ class Connection:
         request_id = uuid.uuid4().hex
         attempts = _Attempts(self._patience, retry)
         while True:
+            # First: logging in may find the leader.
+            token = await self._login.token(self) if with_token else ""
             address, began_s = self._current, time.monotonic()
             try:
                 channel = await self._ready(address)
@@ -177,7 +179,6 @@ class Connection:
                 await attempts.pause(error, self._limit_s())
                 continue
             self._answered = True
-            token = await self._login.token(self) if with_token else ""
             try:
                 return await send(channel, _metadata(request_id, token))
             except grpc.aio.AioRpcError as error:

@@ -21,7 +21,10 @@ R = TypeVar("R")
 
 def to_record(cls: type[R], message: Message) -> R:
     """`cls` filled from `message`. A field the message's type does not have is our bug and raises KeyError."""
-    values = {name: convert(getattr(message, name), message, name) for name, convert in _plan(typing.cast(Any, cls), typing.cast(Any, type(message)))}
+    values = {
+        name: convert(getattr(message, name), message, name)
+        for name, convert in _plan(typing.cast(Any, cls), typing.cast(Any, type(message)))
+    }
     return cls(**values)
 
 
