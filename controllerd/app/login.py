@@ -8,6 +8,7 @@ dropped whole whenever a commit touched identity.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 from argon2 import PasswordHasher
@@ -16,10 +17,11 @@ from argon2.exceptions import InvalidHashError, VerificationError
 from controllerd.app.cloud import Cloud
 from controllerd.domain.policy import Caller
 from controllerd.domain.user import Token, check_lifetime, secret_hash
-from controllerd.store import event
 from controllerd.store.database import Tx
 from controllerd.store.identity import PROJECTS, TOKENS, USERS, project_named, projects_of, roles_of, user_named
 from daemonkit.errors import InvalidArgument, Unauthenticated
+
+log = logging.getLogger(__name__)
 
 IDENTITY = "identity"  # touched by every change of users, roles, projects and tokens
 FREE_FAILURES = 5
@@ -84,6 +86,7 @@ class Login:
         user = await self._db.read(lambda tx: user_named(tx, user_name))
         if not await self._passwords.right(user.password_hash if user and user.enabled else "", password) or user is None:
             self._failed(user_name)
+            log.warning("login refused")
             raise Unauthenticated(REFUSED)
         self._failures.pop(user_name, None)
         secret = self._runtime.new_secret()
@@ -92,10 +95,11 @@ class Login:
             caller = _scope(tx, user.id, project)
             token = Token(secret_hash(secret), user.id, caller.project_id, tx.now, tx.now + lifetime_s)
             TOKENS.insert(tx, token)
-            event.record(tx, "token.create", caller.project_id, user.id, f"{user.name} logged in")
             return Issued(secret, token, caller)
 
-        return await self._db.write(store)
+        issued = await self._db.write(store)
+        log.info("login", extra={"user": user.name, "project": issued.caller.project_name})
+        return issued
 
     def _slow_down(self, user_name: str) -> None:
         """Errors: Unauthenticated while the name has to wait; it says so, for it tells nothing about passwords."""
