@@ -61,8 +61,10 @@ async def show(cloud: Cloud, *, name: str) -> Output:
 
 @verb(node, "set", help="Let new servers be placed on a node, or not; what runs goes on (admins).")
 @click.argument("name", metavar="NODE")
-@click.option("--enable/--disable", "enabled", default=None, required=True)
-async def set_node(cloud: Cloud, *, name: str, enabled: bool) -> Output:
+@click.option("--enable/--disable", "enabled", default=None)
+async def set_node(cloud: Cloud, *, name: str, enabled: bool | None) -> Output:
+    if enabled is None:
+        raise click.UsageError("give --enable or --disable")
     return details(await cloud.nodes.update(name, enabled=enabled))
 
 

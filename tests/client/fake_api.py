@@ -249,7 +249,7 @@ class FakeApi:
     async def _CreateToken(self, request: Any) -> Any:
         if request.password != PASSWORD:
             raise errors.Unauthenticated("user and password do not fit")
-        token = f"token-{len(self.cloud.tokens) + 1}-{self.cloud.new_id()}"
+        token = f"token-{len(self.cloud.tokens) + 1}-{uuid.uuid4().hex}"
         self.cloud.tokens.add(token)
         return self._token(token)
 
