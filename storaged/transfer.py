@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -27,6 +29,7 @@ MAY_PUT = frozenset(("controller",))
 MAY_GET = frozenset(("controller", "compute", "storage"))
 GETS_AT_ONCE = 8
 FETCH_TIMEOUT_S = 3600.0
+DRAIN_TIMEOUT_S = 60.0
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -35,6 +38,14 @@ def _admit(context: Context, roles: frozenset[str]) -> None:
     caller = tls.peer(context)
     if not caller.roles & roles:
         raise Forbidden(f"node {caller.node} has none of the roles {', '.join(sorted(roles))}")
+
+
+async def _drain(requests: AsyncIterator[blob_pb2.PutBlobRequest]) -> None:
+    """Lets a refused sender come to its end: who is stopped while sending often learns that it was, but not why."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(DRAIN_TIMEOUT_S):
+            async for _request in requests:
+                pass
 
 
 class BlobServicer(blob_pb2_grpc.BlobServiceServicer):
@@ -51,6 +62,7 @@ class BlobServicer(blob_pb2_grpc.BlobServiceServicer):
             kept = await self._receive(request_iterator)
         except SkyrackError as error:
             metric.BLOB_PUTS.labels(error.reason).inc()
+            await _drain(request_iterator)
             raise
         except BaseException:
             metric.BLOB_PUTS.labels("CUT").inc()

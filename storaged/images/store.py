@@ -38,6 +38,7 @@ class ImageStore:
         self._threads: Threads = runtime.threads("images", UPLOADS_AT_ONCE * LANES)
         self._held: dict[str, HeldBlob] = {}
         self._borrowed: dict[str, int] = {}
+        self._keeping: set[asyncio.Future[HeldBlob]] = set()
         self._changing = asyncio.Lock()  # a blob can't come and go at once
         self.changed: Callable[[str], None] = lambda _sha256: None
 
@@ -90,21 +91,27 @@ class ImageStore:
         try:
             yield upload
         finally:
-            await upload.discard()
+            upload.discard()
 
     async def keep(self, upload: Upload, sha256: str) -> HeldBlob:
         """Errors: InvalidArgument, OutOfSpace; nothing is kept then."""
         held = await upload.finish(sha256)
         failpoint.hit("blob-received")
+        keeping = asyncio.ensure_future(self._keep(upload.path, held))
+        self._keeping.add(keeping)
+        keeping.add_done_callback(self._keeping.discard)
+        return await asyncio.shield(keeping)  # a caller who goes away now leaves a blob or none, not half of one
+
+    async def _keep(self, incoming: Path, held: HeldBlob) -> HeldBlob:
         async with self._changing:
             if known := self._held.get(held.sha256):
                 return known
-            await self._threads.run(self._keep, upload.path, held)
+            await self._threads.run(self._give_name, incoming, held)
             self._held[held.sha256] = held
         self.changed(held.sha256)
         return held
 
-    def _keep(self, incoming: Path, held: HeldBlob) -> None:
+    def _give_name(self, incoming: Path, held: HeldBlob) -> None:
         path = self._blobs / held.sha256
         description = path.with_suffix(".json")
         try:

@@ -9,8 +9,9 @@ import asyncio
 import errno
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 from daemonkit.errors import InvalidArgument, OutOfSpace
 from daemonkit.runtime import Threads
@@ -32,7 +33,7 @@ class Upload:
         self._inspection = Inspection(declared)
         self._md5, self._sha256, self._sha512 = hashlib.md5(usedforsecurity=False), hashlib.sha256(), hashlib.sha512()
         self._lanes: tuple[Callable[[bytes], None], ...] = (self._store, self._sum_twice, self._sha512.update)
-        self._working: asyncio.Future[list[None]] | None = None
+        self._working: asyncio.Future[list[BaseException | None]] | None = None
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
 
     async def write(self, chunk: bytes) -> None:
@@ -43,12 +44,20 @@ class Upload:
         if self._size_bytes_max and self.size_bytes > self._size_bytes_max:
             raise OutOfSpace(f"the image is larger than the {self._size_bytes_max} bytes it may have")
         await self._settle()
-        self._working = asyncio.gather(*(self._threads.run(lane, chunk) for lane in self._lanes))
+        self._begin(*(self._threads.run(lane, chunk) for lane in self._lanes))
+
+    def _begin(self, *work: Coroutine[Any, Any, None]) -> None:
+        self._working = asyncio.gather(*work, return_exceptions=True)
 
     async def _settle(self) -> None:
-        if self._working is not None:
-            working, self._working = self._working, None
-            await working
+        """Waits for the threads; whoever is cancelled here does not stop them. Errors: those of the threads."""
+        if self._working is None:
+            return
+        results = await asyncio.shield(self._working)
+        self._working = None
+        for error in results:
+            if error is not None:
+                raise error
 
     def _store(self, chunk: bytes) -> None:
         room = os.fstatvfs(self._file)
@@ -74,7 +83,8 @@ class Upload:
         await self._settle()
         if self.size_bytes == 0:
             raise InvalidArgument("content", "is empty")
-        await self._threads.run(self._inspection.finish)
+        self._begin(self._threads.run(self._inspection.finish))
+        await self._settle()
         held = HeldBlob(
             sha256=self._sha256.hexdigest(),
             size_bytes=self.size_bytes,
@@ -85,7 +95,8 @@ class Upload:
         )
         if sha256 and sha256.lower() != held.sha256:
             raise InvalidArgument("sha256", f"is {held.sha256}, not {sha256[:64]} as announced")
-        await self._threads.run(self._sync)
+        self._begin(self._threads.run(self._sync))
+        await self._settle()
         return held
 
     def _sync(self) -> None:
@@ -94,14 +105,13 @@ class Upload:
         except OSError as error:
             raise _told(error) from None
 
-    async def discard(self) -> None:
-        """Leaves nothing; harmless after the file was renamed away."""
-        if self._working is not None:
-            await asyncio.wait([self._working])
-            self._working.cancelled() or self._working.exception()
-            self._working = None
-        os.close(self._file)
+    def discard(self) -> None:
+        """Leaves nothing; harmless after the file was renamed away. The file is closed when no thread uses it any more."""
         self.path.unlink(missing_ok=True)
+        if self._working is None:
+            os.close(self._file)
+        else:
+            self._working.add_done_callback(lambda _working: os.close(self._file))
 
 
 def _told(error: OSError) -> Exception:
