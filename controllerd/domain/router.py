@@ -24,7 +24,7 @@ class Router:
     created_at: float
     observed_state: str
     observed_fault: str
-    observed_floating_ips: tuple[str, ...]  # ids that the node has in force
+    observed_floating_ips: tuple[str, ...]  # addresses that the node has in force
 
     def __post_init__(self) -> None:
         """Errors: InvalidArgument."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from controllerd.domain.floating_ip import FloatingIp
@@ -27,7 +28,7 @@ def visible(tx: Tx, project_id: str, everything: bool, ip: str, page: Page) -> P
     return FLOATING_IPS.page(tx, page, f"{whose} AND {condition}", project_id, *values)
 
 
-def views(tx: Tx, items: list[FloatingIp]) -> list[FloatingIpView]:
+def views(tx: Tx, items: Sequence[FloatingIp]) -> list[FloatingIpView]:
     routers = router.by_ids(tx, {f.router_id for f in items})
     return [_view(tx, item, routers) for item in items]
 
@@ -36,7 +37,7 @@ def _view(tx: Tx, item: FloatingIp, routers: dict[str, Router]) -> FloatingIpVie
     through = routers.get(item.router_id)
     server_id = tx.value("SELECT server_id FROM port WHERE id = ?", item.port_id) if item.port_id else ""
     node_id = through.node_id if through else ""
-    in_force = through is not None and item.id in through.observed_floating_ips
+    in_force = through is not None and item.ip in through.observed_floating_ips
     return FloatingIpView(item, item.state(node_id, in_force), str(server_id or ""))
 
 

@@ -76,6 +76,11 @@ def nodes_of(tx: Tx, network_id: str) -> list[str]:
     return [row["node_id"] for row in tx.each(sql, network_id)]
 
 
+def carried_by(tx: Tx, node_id: str) -> list[Network]:
+    """Networks that the node carries."""
+    return NETWORKS.where(tx, "id IN (SELECT network_id FROM port WHERE node_id = ?) ORDER BY id", node_id)
+
+
 def touch(tx: Tx, *network_ids: str) -> None:
     """Every node that carries one of the networks."""
     for network_id in set(network_ids):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from controllerd.domain.node import AgentRecord, Node
+from controllerd.store import network
 from controllerd.store.database import Row, Tx
 from controllerd.store.table import Table
 
@@ -32,12 +33,27 @@ def _agent(row: Row) -> AgentRecord:
 
 
 def put_agent(tx: Tx, record: AgentRecord) -> None:
+    before = vtep(tx, record.node_id)
     tx.run(
         "INSERT OR REPLACE INTO agent VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
         record.node_id, record.kind, int(record.connected), record.last_seen_at, int(record.lost), record.version,
         record.boot_id, json.dumps(record.inventory),
     )  # fmt: skip
     tx.touch(record.node_id, AGENTS)
+    if vtep(tx, record.node_id) != before:
+        network.touch_peers(tx, record.node_id)
+
+
+def vtep(tx: Tx, node_id: str) -> str:
+    """Address of the node's end of the tunnels, "" while its networkd has told none."""
+    return vteps(tx, node_id).get(node_id, "")
+
+
+def vteps(tx: Tx, node_id: str = "") -> dict[str, str]:
+    """Node -> address of its end of the tunnels; of all nodes, or of one."""
+    sql = "SELECT node_id, json_extract(inventory, '$.network.vtep') AS vtep FROM agent WHERE kind = 'networkd'"
+    rows = tx.each(f"{sql} AND node_id = ?", node_id) if node_id else tx.each(sql)
+    return {row["node_id"]: row["vtep"] for row in rows if row["vtep"]}
 
 
 def disconnected(tx: Tx, node_id: str, kind: str) -> None:

@@ -127,6 +127,37 @@ def of_network(tx: Tx, network_id: str) -> list[Port]:
     return PORTS.where(tx, "network_id = ? ORDER BY created_at, id", network_id)
 
 
+def bound_on(tx: Tx, network_ids: Iterable[str]) -> list[Port]:
+    """Ports of these networks that are on some node."""
+    return PORTS.where(tx, f"network_id {_AMONG} AND node_id != '' ORDER BY id", json.dumps(list(network_ids)))
+
+
+def server_names(tx: Tx, network_ids: Iterable[str]) -> dict[str, str]:
+    """Server -> name, of all with a bound port on these networks."""
+    sql = (
+        "SELECT DISTINCT s.id, s.name FROM port p JOIN server s ON s.id = p.server_id"
+        f" WHERE p.network_id {_AMONG} AND p.node_id != ''"
+    )
+    return {row["id"]: row["name"] for row in tx.each(sql, json.dumps(list(network_ids)))}
+
+
+def observe(tx: Tx, node_id: str, port_id: str, state: str, fault: str) -> None:
+    """What the node reports of a port that it holds; what it says of others is not believed."""
+    changed = tx.run(
+        "UPDATE port SET observed_state = ?1, observed_fault = ?2 WHERE id = ?3 AND node_id = ?4"
+        " AND (observed_state != ?1 OR observed_fault != ?2)",
+        state, fault, port_id, node_id,
+    )  # fmt: skip
+    if changed:
+        tx.touch(port_id, str(tx.value("SELECT server_id FROM port WHERE id = ?", port_id)))
+
+
+def observed_on(tx: Tx, node_id: str, purpose: str) -> list[str]:
+    """Ports of which the node has reported something."""
+    sql = "SELECT id FROM port WHERE node_id = ? AND purpose = ? AND observed_state != ''"
+    return [row["id"] for row in tx.all(sql, node_id, purpose)]
+
+
 def dhcp_of(tx: Tx, subnet_id: str) -> Port | None:
     join = "JOIN address a ON a.port_id = port.id WHERE a.subnet_id = ? AND port.purpose = ?"
     found = PORTS.where(tx, join, subnet_id, DHCP)

@@ -57,6 +57,25 @@ def on_subnet(tx: Tx, subnet_id: str, external_network_id: str) -> list[Router]:
     return ROUTERS.where(tx, join, subnet_id, ROUTER_INTERFACE, external_network_id)
 
 
+def on_node(tx: Tx, node_id: str) -> list[Router]:
+    return ROUTERS.where(tx, "node_id = ? ORDER BY id", node_id)
+
+
+def observe(tx: Tx, node_id: str, router_id: str, state: str, fault: str, floating_ips: tuple[str, ...]) -> None:
+    """What the node reports of a router that it holds. Its ports are in the state that it is in."""
+    router = ROUTERS.find(tx, router_id)
+    if router is None or router.node_id != node_id:
+        return
+    seen = (state, fault, floating_ips)
+    if seen == (router.observed_state, router.observed_fault, router.observed_floating_ips):
+        return
+    ROUTERS.update(tx, router_id, observed_state=state, observed_fault=fault, observed_floating_ips=floating_ips)
+    sql = "SELECT id FROM floating_ip WHERE router_id = ? AND port_id != ''"
+    tx.touch(router_id, *(row["id"] for row in tx.each(sql, router_id)))
+    for owned in port.of_router(tx, router_id):
+        port.observe(tx, node_id, owned.id, state, fault)
+
+
 # ---------------------------------------------------------------- placement
 
 

@@ -50,6 +50,15 @@ def accounts_of(tx: Tx, server_id: str) -> tuple[Account, ...]:
     return tuple(found[name] for name in sorted(found))
 
 
+def member_addresses(tx: Tx, group_id: str, network_id: str) -> list[str]:
+    """Addresses on the network of bound ports in the group, ascending."""
+    sql = (
+        "SELECT a.ip FROM port_security_group m JOIN port p ON p.id = m.port_id JOIN address a ON a.port_id = p.id"
+        " WHERE m.security_group_id = ? AND p.network_id = ? AND p.node_id != '' AND p.port_security ORDER BY a.ip_number, a.ip"
+    )
+    return [row["ip"] for row in tx.each(sql, group_id, network_id)]
+
+
 def touch(tx: Tx, group_id: str) -> None:
     """Every node with a port in the group: its rules or accounts changed. (Members change with ports: see `port`.)"""
     sql = (

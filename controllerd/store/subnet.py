@@ -30,6 +30,12 @@ def of_network(tx: Tx, network_id: str) -> list[Subnet]:
     return SUBNETS.where(tx, "network_id = ? ORDER BY created_at, id", network_id)
 
 
+def dhcp_addresses(tx: Tx, network_id: str) -> dict[str, str]:
+    """Subnet -> the address that answers DHCP there."""
+    sql = "SELECT a.subnet_id, a.ip FROM port p JOIN address a ON a.port_id = p.id WHERE p.network_id = ? AND p.purpose = ?"
+    return {row["subnet_id"]: row["ip"] for row in tx.each(sql, network_id, DHCP)}
+
+
 def used_by(tx: Tx, subnet_id: str) -> str:
     """What has an address of it: "server ID", "router ID" or "port ID"; "" for nothing but DHCP."""
     sql = (

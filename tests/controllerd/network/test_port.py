@@ -189,7 +189,7 @@ async def test_ports_of_a_server(cloud: Cloud, member: Caller) -> None:
     with pytest.raises(Conflict, match="s1"):
         await Ports(cloud).delete(member, free.port.id)
     found = await cloud.database.read(lambda tx: port_store.of_server(tx, "s1"))
-    assert [p.id for p in found][0] == free.port.id and all(p.state == "BUILD" for p in found)
+    assert found[0].id == free.port.id and all(p.state == "BUILD" for p in found)
     views = await cloud.database.read(lambda tx: port_store.addresses(tx, ["s1", "s2"]))
     assert [(v.network_name, v.ip) for v in views["s1"]] == [("private", "10.0.0.3"), ("private", "10.0.0.4")]
     assert not await cloud.database.read(lambda tx: port_store.ready(tx, "s1"))

@@ -1,0 +1,25 @@
+"""What networkd reports of routers on gateway nodes, and which floating IPs they have in force."""
+
+from __future__ import annotations
+
+from controllerd.agents.intake import Taker
+from controllerd.agents.observed.storage import state_name
+from controllerd.domain.node import Node
+from controllerd.store import router
+from controllerd.store.database import Tx
+from skyrack.v1 import agent_pb2 as pb
+
+
+def take(tx: Tx, node: Node, router_id: str, observed: pb.ObservedRouter) -> None:
+    floating_ips = tuple(sorted(observed.floating_ips))
+    router.observe(tx, node.id, router_id, state_name(observed.state), observed.fault, floating_ips)
+
+
+def missing(tx: Tx, node: Node, present: set[str]) -> None:
+    """A router that the node does not name has yet to be set up there."""
+    for held in router.on_node(tx, node.id):
+        if held.id not in present:
+            router.observe(tx, node.id, held.id, "", "", ())
+
+
+TAKERS = {"router": Taker("networkd", take, missing)}
