@@ -48,7 +48,7 @@ class JsonFormatter(logging.Formatter):
         }
         if rid := request_id.get():
             line["request_id"] = rid
-        line = _extras(record) | line  # an extra does not pass itself off as the daemon or the time
+        line = line | {k: v for k, v in _extras(record).items() if k not in line}  # no extra passes for the daemon or the time
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
         return _json(line)
