@@ -21,6 +21,7 @@ from skyrack.sandbox import layout
 from skyrack.sandbox.rack import Rack
 
 P = ParamSpec("P")
+ALONE_PATIENCE_S = 10.0
 NETWORK = click.Choice(list(layout.NETWORKS))
 
 
@@ -47,33 +48,29 @@ named = click.option(
 )
 
 
-def act(change: bool = False) -> Callable[[Callable[P, Coroutine[Any, Any, None]]], Callable[P, None]]:
-    """Runs a coroutine as a command: our errors in one line; `change`: needs root, and no other change at the same time."""
+def act(command: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
+    """Runs a coroutine as a command, as root; its errors in one line."""
 
-    def wrap(command: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
-        @wraps(command)
-        def run(*args: P.args, **kwargs: P.kwargs) -> None:
-            rack: Rack = click.get_current_context().params["rack"]
-            if os.geteuid() != 0:
-                raise click.ClickException("the sandbox makes namespaces: run it as root")
-            try:
-                if change:
-                    with rack.alone():
-                        asyncio.run(command(*args, **kwargs))
-                else:
-                    asyncio.run(command(*args, **kwargs))
-            except* (SkyrackError, OSError) as group:
-                raise click.ClickException(_first(group)) from None
+    @wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        if os.geteuid() != 0:
+            raise click.ClickException("the sandbox makes namespaces: run it as root")
+        try:
+            asyncio.run(command(*args, **kwargs))
+        except Exception as error:
+            raise _explained(error) from None
 
-        return run
-
-    return wrap
+    return run
 
 
-def _first(error: BaseException) -> str:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error.message if isinstance(error, SkyrackError) else str(error)
+def _explained(error: Exception) -> Exception:
+    """The first of what went wrong, as one line; a bug of ours stays what it is."""
+    from skyrack.client import CloudError  # takes a while to import
+
+    first = error
+    while isinstance(first, ExceptionGroup):
+        first = first.exceptions[0]
+    return click.ClickException(str(first)) if isinstance(first, SkyrackError | CloudError | OSError) else error
 
 
 @sandbox.command()
@@ -82,7 +79,7 @@ def _first(error: BaseException) -> str:
 @click.option("--computes", default=2, show_default=True)
 @click.option("--storages", default=1, show_default=True)
 @named
-@act(change=True)
+@act
 async def up(rack: Rack, **counts: int) -> None:
     """Brings the rack up, or finishes bringing it up; prints what to export."""
     from skyrack.sandbox.up import bring_up  # gRPC takes a while to import: only here
@@ -94,7 +91,7 @@ async def up(rack: Rack, **counts: int) -> None:
 
 @sandbox.command()
 @named
-@act(change=True)
+@act
 async def down(rack: Rack) -> None:
     """Clears everything away, also after a crash, also twice."""
     await rack.down()
@@ -103,7 +100,7 @@ async def down(rack: Rack) -> None:
 @sandbox.command()
 @click.option("--json", "as_json", is_flag=True)
 @named
-@act()
+@act
 async def status(rack: Rack, as_json: bool) -> None:
     """Hosts, their daemons, what these weigh, and what the cloud thinks of them."""
     seen = await rack.status()
@@ -118,12 +115,14 @@ async def status(rack: Rack, as_json: bool) -> None:
 
 async def _states(rack: Rack) -> dict[str, str]:
     """Empty when the controller cannot be asked: status is for such times."""
+    from skyrack.client import CloudError
+    from skyrack.sandbox.cloud import node_states
     from skyrack.sandbox.up import connect
 
     try:
         async with asyncio.timeout(3.0), connect(rack) as cloud:
-            return await cloud.node_states()
-    except (SkyrackError, OSError):
+            return await node_states(cloud)
+    except (SkyrackError, CloudError, OSError):
         return {}
 
 
@@ -146,7 +145,7 @@ def _print_status(seen: dict[str, Any]) -> None:
 
 @sandbox.command()
 @named
-@act()
+@act
 async def env(rack: Rack) -> None:
     """What to export so that `skyrack` finds this rack: eval "$(skyrack sandbox env)"."""
     from skyrack.sandbox.up import environment
@@ -176,7 +175,7 @@ def execute(rack: Rack, node: str, command: tuple[str, ...]) -> None:
 @click.argument("node")
 @click.argument("unit", required=False)
 @named
-@act()
+@act
 async def kill(rack: Rack, node: str, unit: str | None) -> None:
     """A power failure of NODE, or SIGKILL for one UNIT of it (which is then started again)."""
     await rack.kill(node, unit)
@@ -186,13 +185,14 @@ async def kill(rack: Rack, node: str, unit: str | None) -> None:
 @click.argument("node")
 @click.argument("unit", required=False)
 @named
-@act()
+@act
 async def start(rack: Rack, node: str, unit: str | None) -> None:
     """Powers NODE on, or starts one UNIT of it."""
     host = rack.host(node)
     if unit:
         await host.start_unit(unit)
-    else:
+        return
+    async with rack.alone(ALONE_PATIENCE_S):
         await rack.start(next(n for n in rack.nodes() if n.name == node))
 
 
@@ -200,7 +200,7 @@ async def start(rack: Rack, node: str, unit: str | None) -> None:
 @click.argument("node")
 @click.argument("unit", required=False)
 @named
-@act()
+@act
 async def stop(rack: Rack, node: str, unit: str | None) -> None:
     """Stops one UNIT of NODE and waits for its end; without UNIT all of them, then the power."""
     host = rack.host(node)
@@ -214,7 +214,7 @@ async def stop(rack: Rack, node: str, unit: str | None) -> None:
 @click.argument("node")
 @click.argument("unit", required=False)
 @named
-@act()
+@act
 async def pause(rack: Rack, node: str, unit: str | None) -> None:
     """Lets NODE, or one UNIT of it, hang: nothing ends, nothing answers."""
     await rack.pause(node, unit, True)
@@ -224,7 +224,7 @@ async def pause(rack: Rack, node: str, unit: str | None) -> None:
 @click.argument("node")
 @click.argument("unit", required=False)
 @named
-@act()
+@act
 async def resume(rack: Rack, node: str, unit: str | None) -> None:
     """Ends a pause."""
     await rack.pause(node, unit, False)
@@ -234,7 +234,7 @@ async def resume(rack: Rack, node: str, unit: str | None) -> None:
 @click.argument("node")
 @click.option("--network", type=NETWORK, help="Only this cable; without it all.")
 @named
-@act()
+@act
 async def cut(rack: Rack, node: str, network: str | None) -> None:
     """Pulls NODE's cables."""
     await rack.cut(node, network)
@@ -242,7 +242,7 @@ async def cut(rack: Rack, node: str, network: str | None) -> None:
 
 @sandbox.command()
 @named
-@act()
+@act
 async def heal(rack: Rack) -> None:
     """Plugs all cables in again."""
     await rack.fabric.heal()

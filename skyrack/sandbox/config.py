@@ -35,16 +35,16 @@ def units(node: Node) -> list[Unit]:
     ]
 
 
-def files(node: Node, controllers: Sequence[Node], api_port: int) -> dict[str, str]:
-    """File name in /etc/skyrack to text. `api_port`: where the machine's 127.0.0.1 reaches this controller."""
+def files(node: Node, controllers: Sequence[Node]) -> dict[str, str]:
+    """File name in /etc/skyrack to text."""
     made = {}
     for daemon in node.kind.daemons:
-        keys = _controller(node, api_port) if daemon == "controllerd" else _agent(daemon, node, controllers)
+        keys = _controller(node) if daemon == "controllerd" else _agent(daemon, node, controllers)
         made[f"{daemon}.toml"] = _toml(keys) + (_gateway(node) if daemon == "networkd" else "")
     return made
 
 
-def _controller(node: Node, api_port: int) -> dict[str, object]:
+def _controller(node: Node) -> dict[str, object]:
     return {
         "node": node.name,
         "data_dir": "/var/lib/skyrack/controllerd",

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 
-from daemonkit.command import run
 from daemonkit.errors import NotFound
 from skyrack.sandbox import namespace
+from skyrack.sandbox.launch import run
 from skyrack.sandbox.layout import CLIENT, CLIENT_ADDRESS, INTERNET, NETWORKS, Network
 
 _QUIET = """

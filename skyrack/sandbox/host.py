@@ -26,7 +26,7 @@ from typing import Any
 
 from daemonkit.command import run
 from daemonkit.errors import Conflict, DeadlineExceeded, NotFound, Unavailable
-from skyrack.sandbox import hypervisor, namespace
+from skyrack.sandbox import hypervisor, launch, namespace
 from skyrack.sandbox.cgroup import ControlGroup, Hierarchy
 from skyrack.sandbox.unit import Unit
 
@@ -142,7 +142,7 @@ class Host:
             await self.plug()
         self.groups.create()
         # setsid --fork: a power supply of its own, which does not end with the launcher
-        await run("setsid", "--fork", "sh", "-ec", self._boot_script(), "boot", *self.groups.entrances())
+        await launch.run("setsid", "--fork", "bash", "-ec", self._boot_script(), "boot", *self.groups.entrances())
         try:
             async with asyncio.timeout(BOOT_LIMIT_S):
                 await self._until_answering()
@@ -184,7 +184,8 @@ class Host:
         setup = setup_script(self.name, self.directory, self.groups.hierarchies, _kept())
         console = shlex.quote(str(self.directory / "console.log"))
         boot = shlex.join(namespace.enter(self.namespace, *UNSHARE, "sh", "-c", setup))
-        return f'exec < /dev/null > {console} 2>&1; for group; do echo 0 > "$group"; done; exec {boot}'
+        release = f"exec {lock}>&-; " if (lock := launch.held()) is not None else ""
+        return f'exec < /dev/null > {console} 2>&1; for group; do echo 0 > "$group"; done; {release}exec {boot}'
 
     async def _until_answering(self) -> None:
         doomed_at = asyncio.get_running_loop().time() + 1.0

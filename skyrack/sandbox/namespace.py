@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
-from daemonkit.command import run
+from skyrack.sandbox.launch import run
 
 DIRECTORY = Path("/run/netns")
 

@@ -7,21 +7,19 @@ the name: namespaces, control groups and processes are found by it, whatever the
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import shutil
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from daemonkit.command import run
 from daemonkit.errors import Conflict, NotFound, SkyrackError, Unavailable
-from skyrack.sandbox import cgroup, config, hypervisor, layout, namespace, state
+from skyrack.sandbox import cgroup, config, hypervisor, launch, layout, namespace, state
 from skyrack.sandbox.fabric import Fabric
 from skyrack.sandbox.host import Host
 from skyrack.sandbox.layout import API_PORT, CLIENT, NETWORKS, Node
@@ -30,6 +28,7 @@ from skyrack.sandbox.unit import Unit
 
 RELAY = Path(__file__).with_name("relay.py")
 FIRST_PORT, PORTS_MAX = 7700, 100
+DOWN_PATIENCE_S = 60.0
 Units = Callable[[Node], list[Unit]]
 
 
@@ -91,18 +90,13 @@ class Rack:
 
     # -- up and down
 
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """One launcher at a time. Errors: Conflict."""
-        self.directory.parent.mkdir(parents=True, exist_ok=True)
-        lock = os.open(self.directory.parent / f"{self.name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield
-        except BlockingIOError:
-            raise Conflict(f"another command is changing sandbox {self.name!r}") from None
-        finally:
-            os.close(lock)
+    def alone(self, patience_s: float = 0.0) -> AbstractAsyncContextManager[None]:
+        """Whoever changes what there is does it inside: one launcher at a time. Errors: Conflict."""
+        return launch.alone(self._lock, patience_s)
+
+    @property
+    def _lock(self) -> Path:
+        return self.directory.parent / f"{self.name}.lock"
 
     def plan(self, counts: dict[str, int]) -> State:
         """Writes down what is going to exist, or gives what was written before. Errors: Conflict on other counts."""
@@ -118,7 +112,10 @@ class Rack:
         return found
 
     async def power_on(self, counts: dict[str, int]) -> None:
-        """Fabric, hosts and the door at 127.0.0.1, side by side. Daemons that wait for a certificate go on waiting."""
+        """Fabric, hosts and the door at 127.0.0.1, side by side. Daemons that wait for a certificate go on waiting.
+
+        To be called inside `alone`.
+        """
         self.plan(counts)
         await asyncio.to_thread(_load_modules)
         await self.fabric.build()
@@ -132,22 +129,22 @@ class Rack:
         host = self._host(node, self.nodes())
         etc = host.directory / "etc/skyrack"
         etc.mkdir(parents=True, exist_ok=True)
-        for name, text in config.files(node, self.controllers(), self.state().api_ports.get(node.name, 0)).items():
+        for name, text in config.files(node, self.controllers()).items():
             (etc / name).write_text(text)
         await host.start()
 
     async def down(self) -> None:
-        """Leaves nothing. May follow any crash, and itself."""
-        for host in (self.directory / "hosts").glob("k*"):
-            with suppress(OSError):
-                hypervisor.keep_capabilities(host / "var", self._warm)
-        left = namespace.names(self.prefix) | cgroup.names(self.prefix)
-        async with asyncio.TaskGroup() as group:
-            for name in left:
-                remains = Host(name, self.directory / "hosts" / name.removeprefix(self.prefix), namespace_name=name)
-                group.create_task(remains.remove())
-        await asyncio.to_thread(shutil.rmtree, self.directory, ignore_errors=True)
-        (self.directory.parent / f"{self.name}.lock").unlink(missing_ok=True)
+        """Leaves nothing. May follow any crash, and itself; waits for what a dead launcher started and has not ended yet."""
+        async with self.alone(patience_s=DOWN_PATIENCE_S):
+            for host in (self.directory / "hosts").glob("k*"):
+                with suppress(OSError):
+                    hypervisor.keep_capabilities(host / "var", self._warm)
+            async with asyncio.TaskGroup() as group:
+                for name in namespace.names(self.prefix) | cgroup.names(self.prefix):
+                    remains = Host(name, self.directory / "hosts" / name.removeprefix(self.prefix), namespace_name=name)
+                    group.create_task(remains.remove())
+            await asyncio.to_thread(shutil.rmtree, self.directory, ignore_errors=True)
+            self._lock.unlink(missing_ok=True)
 
     # -- the door
 
@@ -168,8 +165,9 @@ class Rack:
                 )
             ]
             home = str(namespace.DIRECTORY / self.fabric.namespace)
-            argv = ("setsid", "--fork", sys.executable, "-I", "-S", str(RELAY), home, *doors)
-            if "listening" in await run(*argv):
+            lock = -1 if (held := launch.held()) is None else held
+            argv = ("setsid", "--fork", sys.executable, "-I", "-S", str(RELAY), str(lock), home, *doors)
+            if "listening" in await launch.run(*argv):
                 return
         raise Unavailable("cannot listen on 127.0.0.1")
 

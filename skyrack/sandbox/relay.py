@@ -2,8 +2,9 @@
 
 One process for a sandbox: its listeners belong to the machine's network namespace, it lives in the fabric's (where `down`
 finds it), and every connection inwards is made from a socket born in the controller's own namespace, which is looked up each
-time: a controller that was powered off comes back in a new one. Run as `python -I -S relay.py FABRIC [PORT NAMESPACE HOST
-PORT]...`; prints "listening" and closes its output when the listeners stand.
+time: a controller that was powered off comes back in a new one. Run as `python -I -S relay.py LOCK FABRIC [PORT NAMESPACE
+HOST PORT]...`, LOCK being the launcher's lock to let go of, or -1; prints "listening" and closes its output when the
+listeners stand.
 """
 
 from __future__ import annotations
@@ -77,9 +78,11 @@ async def serve(door: Door, home: str, reader: asyncio.StreamReader, writer: asy
         writer.close()
 
 
-async def main(home: str, doors: list[Door]) -> None:
+async def main(lock: int, home: str, doors: list[Door]) -> None:
     listeners = [socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) for _ in doors]
     enter(home)
+    if lock >= 0:
+        os.close(lock)  # from here on we are found by our namespace
     async with asyncio.TaskGroup() as group:
         for listener, door in zip(listeners, doors, strict=True):
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -93,5 +96,6 @@ async def main(home: str, doors: list[Door]) -> None:
 
 
 if __name__ == "__main__":
-    rest = sys.argv[2:]
-    asyncio.run(main(sys.argv[1], [Door(int(a), b, c, int(d)) for a, b, c, d in zip(*[iter(rest)] * 4, strict=True)]))
+    lock, home, *rest = sys.argv[1:]
+    words = zip(*[iter(rest)] * 4, strict=True)
+    asyncio.run(main(int(lock), home, [Door(int(a), b, c, int(d)) for a, b, c, d in words]))

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from pathlib import Path
 
+from skyrack.client import Cloud
 from skyrack.sandbox import config
-from skyrack.sandbox.cloud import PUBLIC, Cloud, read_env
+from skyrack.sandbox.cloud import PUBLIC, ensure_public_network, read_env, until_up
 from skyrack.sandbox.host import Host
 from skyrack.sandbox.layout import Node
 from skyrack.sandbox.rack import Rack
@@ -22,21 +22,22 @@ JOIN_LIMIT_S = 60.0
 
 
 async def bring_up(rack: Rack, counts: dict[str, int], tell: Tell) -> dict[str, str]:
-    """Gives what `env` prints. Finishes whatever an earlier, interrupted `up` began. Errors: SkyrackError."""
-    await rack.power_on(counts)
-    tell("hosts are on")
-    first, *others = rack.nodes()
-    await _bootstrap(rack.host(first.name), first)
-    tell(f"{first.name} has a certificate authority and an admin")
-    async with connect(rack) as cloud:
-        await cloud.until_serving(SERVING_LIMIT_S)
+    """Gives what `env` prints. Finishes whatever an earlier, interrupted `up` began. Errors: SkyrackError,
+    CloudError.
+    """
+    async with rack.alone():
+        await rack.power_on(counts)
+        tell("hosts are on")
+        first, *others = rack.nodes()
+        await _bootstrap(rack.host(first.name), first)
         tell(f"controller serves at {rack.endpoint(first.name)}")
-        async with asyncio.TaskGroup() as group:
-            for node in others:
-                group.create_task(_join(rack.host(node.name), node, cloud, tell))
-        await cloud.until_up([node.name for node in others], NODES_LIMIT_S, tell)
-        if await cloud.ensure_public_network():
-            tell(f"network {PUBLIC} leads to the internet")
+        async with connect(rack) as cloud:
+            async with asyncio.TaskGroup() as group:
+                for node in others:
+                    group.create_task(_join(rack.host(node.name), node, cloud, tell))
+            await until_up(cloud, [node.name for node in others], NODES_LIMIT_S, tell)
+            if await ensure_public_network(cloud):
+                tell(f"network {PUBLIC} leads to the internet")
     return environment(rack)
 
 
@@ -55,12 +56,13 @@ async def _bootstrap(host: Host, node: Node) -> None:
     )
     for daemon in node.kind.daemons:
         await host.start_unit(daemon)
+        await host.until(daemon, timeout_s=SERVING_LIMIT_S)
 
 
 async def _join(host: Host, node: Node, cloud: Cloud, tell: Tell) -> None:
     """A node that has its certificate has joined. The token goes by standard input: argv is there for all to see."""
     if not (host.directory / config.CERTIFICATE.lstrip("/")).exists():
-        token = await cloud.join_token(node.name, node.kind.roles)
+        token = (await cloud.nodes.create_join_token(node.name, roles=node.kind.roles)).token
         join = (config.program("skyrack"), "node", "join", "-", "--address", node.address)
         await host.execute(*join, stdin=token.encode(), timeout_s=JOIN_LIMIT_S)
         tell(f"{node.name} has joined as {' and '.join(node.kind.roles)}")
@@ -70,8 +72,7 @@ async def _join(host: Host, node: Node, cloud: Cloud, tell: Tell) -> None:
 
 def connect(rack: Rack) -> Cloud:
     """A login of the admin, through the door at 127.0.0.1."""
-    env = environment(rack)
-    return Cloud(env["SKYRACK_ENDPOINT"], Path(env["SKYRACK_CA"]), env)
+    return Cloud.connect(environ=environment(rack))
 
 
 def environment(rack: Rack) -> dict[str, str]:
