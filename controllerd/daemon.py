@@ -28,12 +28,16 @@ from controllerd.api.rpc.history import EventService, TaskService
 from controllerd.api.rpc.identity import IdentityService
 from controllerd.api.rpc.image import ImageService
 from controllerd.api.rpc.keypair import KeypairService
+from controllerd.api.rpc.network import NetworkService
 from controllerd.api.rpc.node import NodeService
 from controllerd.api.rpc.quota import QuotaService
+from controllerd.api.rpc.router import RouterService
+from controllerd.api.rpc.security_group import SecurityGroupService
+from controllerd.api.rpc.server import ServerService
 from controllerd.api.rpc.volume import VolumeService
 from controllerd.bootstrap import bootstrap
 from controllerd.config import ControllerConfig
-from controllerd.controller import OPERATIONS, Controller
+from controllerd.controller import Controller
 from controllerd.leadership.commit_log import LocalLog
 from daemonkit import log, metrics, rpc
 from daemonkit.config import describe, load
@@ -48,8 +52,12 @@ from skyrack.v1 import (
     identity_pb2_grpc,
     image_pb2_grpc,
     keypair_pb2_grpc,
+    network_pb2_grpc,
     node_pb2_grpc,
     quota_pb2_grpc,
+    router_pb2_grpc,
+    security_group_pb2_grpc,
+    server_pb2_grpc,
     task_pb2_grpc,
     volume_pb2_grpc,
 )
@@ -70,7 +78,7 @@ def public_services(controller: Controller) -> dict[str, tuple[Add, object]]:
         "QuotaService": (quota_pb2_grpc.add_QuotaServiceServicer_to_server, QuotaService(gate, controller.quotas)),
         "TaskService": (
             task_pb2_grpc.add_TaskServiceServicer_to_server,
-            TaskService(gate, controller.history, OPERATIONS),
+            TaskService(gate, controller.history, controller.operations),
         ),
         "EventService": (event_pb2_grpc.add_EventServiceServicer_to_server, EventService(gate, controller.history)),
         "FlavorService": (flavor_pb2_grpc.add_FlavorServiceServicer_to_server, FlavorService(gate, controller.flavors)),
@@ -79,6 +87,22 @@ def public_services(controller: Controller) -> dict[str, tuple[Add, object]]:
             KeypairService(gate, controller.keypairs),
         ),
         "ImageService": (image_pb2_grpc.add_ImageServiceServicer_to_server, ImageService(gate, controller.images)),
+        "ServerService": (
+            server_pb2_grpc.add_ServerServiceServicer_to_server,
+            ServerService(gate, controller.servers, controller.volumes),
+        ),
+        "NetworkService": (
+            network_pb2_grpc.add_NetworkServiceServicer_to_server,
+            NetworkService(gate, controller.networks, controller.subnets, controller.ports),
+        ),
+        "RouterService": (
+            router_pb2_grpc.add_RouterServiceServicer_to_server,
+            RouterService(gate, controller.routers, controller.floating_ips),
+        ),
+        "SecurityGroupService": (
+            security_group_pb2_grpc.add_SecurityGroupServiceServicer_to_server,
+            SecurityGroupService(gate, controller.security_groups),
+        ),
         "VolumeService": (volume_pb2_grpc.add_VolumeServiceServicer_to_server, VolumeService(gate, controller.volumes)),
     }
     return {f"skyrack.v1.{name}": how for name, how in services.items()}

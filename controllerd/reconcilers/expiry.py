@@ -36,5 +36,5 @@ class Expiry:
         while True:
             for expire in PASSES:
                 while await self._db.write(expire) == BATCH_MAX:
-                    await asyncio.sleep(0)
+                    continue  # each a transaction of its own
             await asyncio.sleep(PASS_INTERVAL_S)
