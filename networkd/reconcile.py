@@ -53,6 +53,7 @@ class Reconciler:
         self._wake = asyncio.Event()
         self._look = True
         self._seen = Picture()
+        self._fulfilled: Desired | None = None  # what the last pass without faults made true
         self.desired = Desired()
         self.observations = report.Observations()
         self.passed = asyncio.Event()  # set after each pass
@@ -96,17 +97,17 @@ class Reconciler:
         began_s = time.perf_counter()
         desired, looked = self.desired, self._look
         if looked:
-            self._seen, drifting = await self._driver.observe(), bool(self._seen.tables)
+            self._seen = await self._driver.observe()
             self._look = False
         zones = self._assign({s.id for s in desired.segments.values() if not s.external})
         want = layout(desired, self._node, zones)
         steps = plan(self._seen, want)
-        if looked and drifting and steps:
+        if looked and steps and desired is self._fulfilled:
             self._count_drift(steps)
         faults = await self._carry_out(desired, want, steps)
         await self._forget_zones(zones)
-        if faults:
-            self._look = True
+        self._look = self._look or bool(faults)
+        self._fulfilled = None if faults else desired
         report.RECONCILE_S.observe(time.perf_counter() - began_s)
         return faults
 

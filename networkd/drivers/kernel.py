@@ -10,6 +10,7 @@ import errno
 import fcntl
 import logging
 import re
+import shutil
 import socket
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -58,6 +59,7 @@ from networkd.spec.picture import (
 log = logging.getLogger(__name__)
 
 VXLAN_PORT = 4789
+PROGRAMS = ("dnsmasq", "conntrack", "nsenter")
 TUNSETIFF, TUNSETPERSIST = 0x400454CA, 0x400454CB
 IFF_TAP, IFF_NO_PI, IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
 ETH_P_ARP = 0x0806
@@ -76,28 +78,43 @@ class KernelDriver:
         self._metadata = metadata.MetadataService(answer)
         self._sockets: dict[str, tuple[int, Rtnetlink]] = {}  # namespace -> (inode, socket)
         self._rules: dict[str, tuple[int, tuple[Table, ...]]] = {}  # namespace -> (generation, tables in force)
+        self._loading = False
+        self._trouble: Callable[[], None] = lambda: None
         self._nft: nftables.Nft
+        self._rules_watch: nftables.RulesWatch
 
     async def open(self) -> list[str]:
         warnings = await self._thread.run(self._open)
         self._dnsmasq.adopt()
+        self._rules_watch = nftables.RulesWatch(self._rules_changed)
         return warnings
+
+    def _rules_changed(self) -> None:
+        """Our port filter is not left to the next safety pass."""
+        generation, _tables = self._rules.get(HERE, (0, ()))
+        if not self._loading and generation and nftables.generation() != generation:
+            self._trouble()
 
     def _open(self) -> list[str]:
         if not Path("/proc/sys/net/bridge").is_dir():
             raise ConfigError("br_netfilter is not loaded, security groups can't work: modprobe br_netfilter")
+        for program in PROGRAMS:
+            if shutil.which(program) is None:
+                raise ConfigError(f"{program} is not installed")
+        netns.sweep(name.NAMESPACE_PREFIX)
         self._nft = nftables.Nft()
         for family in ("iptables", "ip6tables", "arptables"):
             netns.set_sysctl(f"net.bridge.bridge-nf-call-{family}", "0")
         return check_foreign_rules(self._nft.run("list ruleset"))
 
     def watch(self, trouble: Callable[[], None]) -> None:
-        self._dnsmasq.ended = trouble
+        self._trouble = self._dnsmasq.ended = trouble
 
     async def close(self) -> None:
         for network_id in self._metadata.listening:
             await self._metadata.close(network_id)
         self._dnsmasq.close()
+        self._rules_watch.close()
         await self._thread.run(self._close)
         self._thread.close()
 
@@ -234,12 +251,17 @@ class KernelDriver:
                 netns.inside(step.ns, lambda: _announce(step.dev, step.ip))
 
     def _load(self, step: LoadRules) -> None:
-        if step.ns == HERE:
+        if step.ns != HERE:
+            self._rules[step.ns] = (netns.inside(step.ns, lambda: nftables.once(step.text)), step.tables)
+            return
+        self._loading = True
+        try:
+            before = nftables.generation()
             self._nft.run(step.text)
-            generation = nftables.generation()
-        else:
-            generation = netns.inside(step.ns, lambda: nftables.once(step.text))
-        self._rules[step.ns] = (generation, step.tables)
+            # Somebody else's transaction in between would hide behind ours: then nothing is known of the rules.
+            self._rules[HERE] = (before + 1, step.tables)
+        finally:
+            self._loading = False
 
     def _delete_namespace(self, ns: str) -> None:
         held = self._sockets.pop(ns, None)

@@ -39,6 +39,15 @@ def names(prefix: str) -> list[str]:
     return sorted(e.name for e in DIRECTORY.iterdir() if e.name.startswith(prefix) and e.stat().st_dev != device)
 
 
+def sweep(prefix: str) -> None:
+    """Removes names without a namespace."""
+    if DIRECTORY.is_dir():
+        mounted = set(names(prefix))
+        for entry in list(DIRECTORY.iterdir()):
+            if entry.name.startswith(prefix) and entry.name not in mounted:
+                entry.unlink(missing_ok=True)
+
+
 def inside(name: str, fn: Callable[[], T]) -> T:
     """Runs `fn` in a thread of its own in namespace `name` ("" = where we are). Errors: OSError, what `fn` raises."""
     if not name:

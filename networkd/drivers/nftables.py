@@ -6,15 +6,20 @@ transactions in a namespace: it tells whether anybody else changed the rules sin
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
+import errno
 import socket
 import struct
+from collections.abc import Callable
 
 from daemonkit.errors import ConfigError
 
 _STATELESS = 1 << 2  # NFT_CTX_OUTPUT_STATELESS
 _GETGEN = (10 << 8) | 16  # NFNL_SUBSYS_NFTABLES, NFT_MSG_GETGEN
 _NETLINK_NETFILTER = 12
+_SOL_NETLINK, _ADD_MEMBERSHIP, _NFNLGRP_NFTABLES = 270, 1, 7
+SETTLE_S = 0.2
 NFTA_GEN_ID = 1
 
 
@@ -60,6 +65,42 @@ class Nft:
 
     def close(self) -> None:
         self._lib.nft_ctx_free(self._context)
+
+
+class RulesWatch:
+    """Calls `changed`, a moment later and once for many, when rules in the namespace of this thread were changed by anybody."""
+
+    def __init__(self, changed: Callable[[], None]) -> None:
+        self._changed = changed
+        self._pending: asyncio.TimerHandle | None = None
+        kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+        self._sock = socket.socket(socket.AF_NETLINK, kind, _NETLINK_NETFILTER)
+        self._sock.bind((0, 0))
+        self._sock.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, _NFNLGRP_NFTABLES)
+        asyncio.get_running_loop().add_reader(self._sock, self._drain)
+
+    def _drain(self) -> None:
+        """What changed does not matter; an overflow says the same."""
+        try:
+            while self._sock.recv(1 << 16):
+                pass
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
+        if self._pending is None:
+            self._pending = asyncio.get_running_loop().call_later(SETTLE_S, self._tell)
+
+    def _tell(self) -> None:
+        self._pending = None
+        self._changed()
+
+    def close(self) -> None:
+        if self._pending is not None:
+            self._pending.cancel()
+        asyncio.get_running_loop().remove_reader(self._sock)
+        self._sock.close()
 
 
 def once(text: str) -> int:

@@ -55,7 +55,7 @@ class Controller(agent_pb2_grpc.AgentServiceServicer):
             for node in self._nodes.values():
                 node.stream = None
 
-    async def Session(self, request_iterator: object, context: object) -> None:  # noqa: N802
+    async def Session(self, request_iterator: object, context: object) -> None:
         stream = GrpcControllerStream(context)  # type: ignore[arg-type]
         hello = (await stream.receive()).hello
         node = self._nodes[hello.node]

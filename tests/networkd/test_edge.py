@@ -216,6 +216,9 @@ async def test_dhcp_dns_and_metadata(rack: Rack, tmp_path: Path) -> None:
     )
     await ready(rack, one, 11)
     await ready(rack, two, 12)
+    wire = tmp_path / "tunnel.txt"
+    rack.keep(one.space.start("bash", "-c", f"exec tcpdump -lnni data udp port 4789 > {wire} 2>&1"))
+    await asyncio.sleep(0.5)
     lease = await asked(guest, tmp_path)
     assert lease["ip"] == "192.168.0.11" and lease["mtu"] == "1450" and lease["dns"] == "192.168.0.2 9.9.9.9"
     assert lease["staticroutes"].split() == ["169.254.169.254/32", "192.168.0.2", "0.0.0.0/0", "192.168.0.1"]
@@ -223,6 +226,15 @@ async def test_dhcp_dns_and_metadata(rack: Rack, tmp_path: Path) -> None:
     await guest.space.run("ip", "addr", "add", "192.168.0.11/24", "dev", "eth0")
     await guest.space.run("ip", "route", "add", METADATA, "via", "192.168.0.2")
     assert "192.168.0.12" in await guest.space.run("busybox", "nslookup", "web-12.lab.internal", "192.168.0.2", check=False)
+    await guest.space.run("busybox", "arping", "-c", "1", "-w", "1", "-I", "eth0", "192.168.0.2")
+    assert await guest.space.ok("ping", "-c1", "-W1", "192.168.0.99") is False
+    for _ in range(50):
+        if "192.168.0.99" in wire.read_text():
+            break
+        await asyncio.sleep(0.1)
+    crossed = wire.read_text()
+    assert "who-has 192.168.0.99" in crossed, "what nobody knows is asked everywhere"
+    assert "192.168.0.2 " not in crossed and "BOOTP" not in crossed, "what every node answers itself is not"
     document = json.loads(await curl(guest, "/openstack/latest/meta_data.json"))
     assert document["uuid"].startswith("00000011") and document["public_keys"] == {"mine": "ssh-ed25519 AAAA me"}
     assert "echo hi" in await curl(guest, "/latest/user-data")

@@ -116,10 +116,7 @@ async def test_drift_is_mended(rack: Rack) -> None:
         "kill $(cat /run/skyrack/networkd/dhcp/*/pid)",
     ):
         await edge.space.run("bash", "-c", broken, check=False)
-    for _ in range(100):
-        if "mending" in edge.log():
-            break
-        await asyncio.sleep(0.1)
+    await told(edge, "mending drift")
     await asyncio.sleep(1.0)
     assert await internet.tcp("203.0.113.100", 80), edge.log()
     assert not await peer.tcp("192.168.0.11", 81) and await peer.ping("192.168.0.11")
@@ -131,6 +128,24 @@ async def test_drift_is_mended(rack: Rack) -> None:
     assert "10.20.0.3" in await edge.space.run("bridge", "fdb")
     await peer.space.run("ip", "route", "add", "169.254.169.254", "via", "192.168.0.2")
     assert "192.168.0.12" in await peer.space.run("curl", "-sS", "-m5", "http://169.254.169.254/latest/meta-data/local-ipv4")
+
+
+async def told(host: Host, event: str) -> None:
+    for _ in range(100):
+        if event in host.log():
+            return
+        await asyncio.sleep(0.1)
+    raise AssertionError(host.log())
+
+
+async def test_flushed_rules_are_back_at_once(rack: Rack) -> None:
+    """Not at the next safety pass: without rules the ports are open."""
+    edge, _gateway, _web, peer, _internet = await cloud(rack)
+    await edge.space.run("nft", "flush", "ruleset")
+    await told(edge, "mending drift")
+    rules = await edge.space.run("nft", "list", "ruleset")
+    assert "chain pre_" in rules and "skyrack" not in rules
+    assert not await peer.tcp("192.168.0.11", 81)
 
 
 async def test_refuses_to_start_beside_rules_that_break_isolation(rack: Rack) -> None:
