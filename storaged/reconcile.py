@@ -199,11 +199,13 @@ class Reconciler:
             fault = error.message
         except OSError as error:
             fault = error.strerror or type(error).__name__
-        metric.STEP_S.labels(name, "failed" if fault else "ok").observe(time.perf_counter() - start_s)
+        duration_s = time.perf_counter() - start_s
+        metric.STEP_S.labels(name, "failed" if fault else "ok").observe(duration_s)
+        facts = {"step": name, "volume": volume_id, "ms": round(duration_s * 1000, 1)}
         if fault:
-            log.warning("a step failed", extra={"step": name, "volume": volume_id, "why": fault})
+            log.warning("a step failed", extra={**facts, "why": fault})
         else:
-            log.info("a step is done", extra={"step": name, "volume": volume_id})
+            log.info("a step is done", extra=facts)
         return fault
 
     async def _do(self, volume_id: str, step: Step) -> None:
