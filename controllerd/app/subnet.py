@@ -13,7 +13,7 @@ from controllerd.domain.network import Network
 from controllerd.domain.page import Page, PageOf
 from controllerd.domain.policy import Caller, authorise
 from controllerd.domain.port import DHCP
-from controllerd.domain.subnet import Subnet, default_gateway, default_pools
+from controllerd.domain.subnet import Subnet, checked, default_gateway, default_pools
 from controllerd.store import event, network, port, quota
 from controllerd.store import subnet as store
 from controllerd.store.database import Tx
@@ -43,7 +43,7 @@ class Subnets:
                 tx.new_id(), name, on.project_id, on.id, cidr, gateway_ip, not on.external if dhcp is None else dhcp, pools,
                 dns_servers, routes, tx.now,
             )  # fmt: skip
-            _insert(tx, on, subnet)
+            _insert(tx, on, checked(subnet))
             return subnet
 
         return await self._db.write(
@@ -65,7 +65,7 @@ class Subnets:
         def change(tx: Tx) -> Subnet:
             subnet = seen(tx, caller, subnet_id)
             changeable(tx, caller, subnet.network_id)
-            changed = replace(subnet, **changes)  # type: ignore[arg-type]
+            changed = checked(replace(subnet, **changes))  # type: ignore[arg-type]
             if changes:
                 SUBNETS.update(tx, subnet_id, **changes)
                 network.touch(tx, subnet.network_id)

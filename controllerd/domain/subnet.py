@@ -28,22 +28,24 @@ class Subnet:
     routes: tuple[HostRoute, ...]
     created_at: float
 
-    def __post_init__(self) -> None:
-        """Errors: InvalidArgument."""
-        if self.name:
-            check.name("name", self.name)
-        inside = subnet_cidr("cidr", self.cidr)
-        if self.gateway_ip:
-            host_in("gateway_ip", self.gateway_ip, inside)
-        _check_pools(self.pools, inside, self.gateway_ip)
-        _check_dns(self.dns_servers)
-        check_routes("routes", self.routes, ROUTES_MAX)
-        for route in self.routes:
-            host_in("routes", route.nexthop, inside)
-
     @property
     def range(self) -> IPv4Network:
         return IPv4Network(self.cidr)
+
+
+def checked(subnet: Subnet) -> Subnet:
+    """Errors: InvalidArgument."""
+    if subnet.name:
+        check.name("name", subnet.name)
+    inside = subnet_cidr("cidr", subnet.cidr)
+    if subnet.gateway_ip:
+        host_in("gateway_ip", subnet.gateway_ip, inside)
+    _check_pools(subnet.pools, inside, subnet.gateway_ip)
+    _check_dns(subnet.dns_servers)
+    check_routes("routes", subnet.routes, ROUTES_MAX)
+    for route in subnet.routes:
+        host_in("routes", route.nexthop, inside)
+    return subnet
 
 
 def default_gateway(cidr: str) -> str:
