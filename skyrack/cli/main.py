@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -80,6 +81,7 @@ def root(ctx: click.Context, /, **options: Any) -> None:
 
 
 def main(args: Sequence[str] | None = None) -> None:
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what goes wrong is told in one line of ours
     root.main(args=list(args) if args is not None else None, prog_name="skyrack")
 
 

@@ -144,11 +144,12 @@ def _login(user: str, password: str, project: str, token: str, environ: Mapping[
 
 
 def _pem(ca: str | Path | bytes) -> bytes:
-    if isinstance(ca, bytes):
-        return ca
-    if not str(ca):
+    if not ca:
         raise errors.Misconfigured("no CA certificate given")
     try:
-        return Path(ca).read_bytes()
+        pem = ca if isinstance(ca, bytes) else Path(ca).read_bytes()
     except OSError as error:
-        raise errors.Misconfigured(f"cannot read the CA certificate {ca}: {error.strerror}") from None
+        raise errors.Misconfigured(f"cannot read the CA certificate {error.filename}: {error.strerror}") from None
+    if b"-----BEGIN CERTIFICATE-----" not in pem:
+        raise errors.Misconfigured("the CA certificate given is none")
+    return pem

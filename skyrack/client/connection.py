@@ -61,7 +61,7 @@ class Patience:
     has never answered, and with one that has. `call_s` bounds each try."""
 
     connect_s: float = 3.0
-    first_s: float = 3.0
+    first_s: float = 5.0
     total_s: float = 20.0
     call_s: float = 30.0
     pause_min_s: float = 0.1
@@ -181,7 +181,7 @@ class Connection:
             self._answered = True
             try:
                 return await send(channel, _metadata(request_id, token))
-            except grpc.aio.AioRpcError as error:
+            except grpc.RpcError as error:
                 fault = errors.from_rpc(error, request_id)
             if with_token and _wants_new_token(fault, attempts) and self._login.forget(token):
                 attempts.renewed_token = True
@@ -210,6 +210,10 @@ class Connection:
         self._next(address)
         await attempts.pause(error, self._limit_s())
 
+    def blocking_channel(self) -> grpc.Channel:
+        """To where the calls go now, for use in a thread. The caller closes it."""
+        return grpc.secure_channel(self._current, self._credentials, options=_OPTIONS)
+
     def _limit_s(self) -> float:
         return self._patience.total_s if self._answered else self._patience.first_s
 
@@ -229,7 +233,7 @@ class Connection:
                 state = channel.get_state(try_to_connect=True)
                 while state is not grpc.ChannelConnectivity.READY:
                     if state in (grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.SHUTDOWN):
-                        why = await _why(channel)
+                        why = await _why(channel, address)
                         await self._retire(address, channel)
                         raise errors.Unreachable(f"cannot reach {address}: {why}")
                     await channel.wait_for_state_change(state)
@@ -248,14 +252,15 @@ class Connection:
             await self._retired.pop(0).close()
 
 
-async def _why(channel: grpc.aio.Channel) -> str:
+async def _why(channel: grpc.aio.Channel, address: str) -> str:
     """What the transport says about a channel that did not connect: the text of a call that fails at once."""
     probe = channel.unary_unary("/grpc.health.v1.Health/Check", request_serializer=bytes, response_deserializer=bytes)
     try:
         await probe(b"", timeout=1.0)
     except grpc.aio.AioRpcError as error:
         text = (error.details() or "").rpartition("last error: ")[2]
-        return text.splitlines()[0][:200] if text else error.code().name.lower()
+        first = text.removeprefix("UNKNOWN: ").removeprefix(f"ipv4:{address}: ").partition("\n")[0]
+        return first[:200] or error.code().name.lower()
     return "the connection came late"
 
 

@@ -100,6 +100,14 @@ class Unauthenticated(CloudError):
         return "check SKYRACK_USER and SKYRACK_PASSWORD, or make a new SKYRACK_TOKEN"
 
 
+class JoinRefused(Unauthenticated):
+    """The secret of a join token is unknown, used, expired or for another node; the cloud does not tell which."""
+
+    @property
+    def advice(self) -> str:
+        return "make a new one on a controller: skyrack node token"
+
+
 class Forbidden(CloudError):
     reason = "FORBIDDEN"
 
@@ -219,6 +227,16 @@ class ResourceFailed(CloudError):
         return f"see: skyrack {self.metadata['kind'].replace('_', ' ')} show {self.record.id}"
 
 
+class Unsupported(CloudError):
+    """The cloud's software does not know this call: it is older than the SDK, or newer."""
+
+    reason = "UNSUPPORTED"
+
+    @property
+    def advice(self) -> str:
+        return "its version and that of this program differ; see: skyrack version"
+
+
 BY_REASON: dict[str, type[CloudError]] = {
     cls.reason: cls
     for cls in (
@@ -239,12 +257,13 @@ _BY_CODE: dict[str, type[CloudError]] = {
     "FAILED_PRECONDITION": Conflict,
     "RESOURCE_EXHAUSTED": OutOfSpace,
     "DEADLINE_EXCEEDED": DeadlineExceeded,
+    "UNIMPLEMENTED": Unsupported,
 }
 
 
-def from_rpc(error: grpc.aio.AioRpcError, request_id: str) -> CloudError:
+def from_rpc(error: grpc.RpcError, request_id: str) -> CloudError:
     """The `CloudError` for a failed call. `request_id` is the one sent, used when none came back."""
-    trailing = dict(error.trailing_metadata() or ())
+    trailing = {item[0]: item[1] for item in error.trailing_metadata() or ()}
     answered = str(trailing.get("x-request-id", ""))
     rich = trailing.get("grpc-status-details-bin")
     if isinstance(rich, bytes):
@@ -254,6 +273,8 @@ def from_rpc(error: grpc.aio.AioRpcError, request_id: str) -> CloudError:
     code, text = error.code().name, error.details() or ""
     if code in _TRANSPORT and not answered:
         return Unreachable(f"connection failed: {text}", request_id=request_id)
+    if code == "UNIMPLEMENTED":
+        text = "the cloud does not know this call"
     return _BY_CODE.get(code, CloudError)(text or code.lower(), request_id=answered or request_id)
 
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 import datetime
 import hashlib
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+import grpc
 import grpc.aio
 from google.protobuf.empty_pb2 import Empty
-from google.protobuf.message import Message
 
 from skyrack.client import errors
 from skyrack.client.collection import Collection, Ref, id_of, new_key
-from skyrack.client.connection import Metadata, Retry
+from skyrack.client.connection import Connection, Metadata, Retry
 from skyrack.client.fault import Fault
 from skyrack.client.wire import to_record
 from skyrack.v1 import image_pb2 as pb
@@ -99,7 +99,7 @@ class Images(Collection[Image]):
 
         Errors: InvalidArgument (not what its format says), OutOfSpace, QuotaExceeded, Conflict (has content already), OSError.
         """
-        upload = _Upload(id_of(ref), Path(path), progress)
+        upload = _Upload(self._connection, id_of(ref), Path(path), progress)
         try:
             return to_record(Image, await self._connection.run(upload.send, retry=Retry.SAFE))
         except errors.Conflict as error:
@@ -141,47 +141,52 @@ class Images(Collection[Image]):
 
 
 class _Upload:
-    """One file on its way up; `send` may be called again after a break."""
+    """One file on its way up; `send` may be called again after a break.
 
-    def __init__(self, image_id: str, path: Path, progress: BytesDone | None) -> None:
-        self._image_id, self._path, self._progress = image_id, path, progress
+    Goes through gRPC's blocking interface, in a thread: the asynchronous one loses the cloud's answer when that comes while a
+    chunk is being written (it says "INTERNAL" instead), which is how every refused upload ends.
+    """
+
+    def __init__(self, connection: Connection, image_id: str, path: Path, progress: BytesDone | None) -> None:
+        self._connection, self._image_id, self._path, self._progress = connection, image_id, path, progress
+        self._loop = asyncio.get_running_loop()
+        self._unreadable: OSError | None = None
         self.sha256 = ""
 
-    async def send(self, channel: grpc.aio.Channel, metadata: Metadata) -> pb.Image:
-        stub = channel.stream_unary(
-            "/skyrack.v1.ImageService/UploadImage",
-            request_serializer=pb.UploadImageRequest.SerializeToString,
-            response_deserializer=pb.Image.FromString,
-        )
-        with self._path.open("rb") as file:
-            call = stub(metadata=metadata)
+    async def send(self, _channel: grpc.aio.Channel, metadata: Metadata) -> pb.Image:
+        with self._path.open("rb") as file, self._connection.blocking_channel() as channel:
+            stub = channel.stream_unary(
+                "/skyrack.v1.ImageService/UploadImage",
+                request_serializer=pb.UploadImageRequest.SerializeToString,
+                response_deserializer=pb.Image.FromString,
+            )
+            call = stub.future(self._parts(file), metadata=metadata)
             try:
-                await self._write(call, file)
-                await call.done_writing()
-            except asyncio.InvalidStateError:
-                pass  # the cloud has answered before it had all: the answer says why
-            except BaseException:
-                call.cancel()
+                answer: pb.Image = await asyncio.to_thread(call.result)
+            except grpc.RpcError:
+                if self._unreadable is not None:
+                    raise self._unreadable from None
                 raise
-            answer: pb.Image = await call
+            finally:
+                call.cancel()
             return answer
 
-    async def _write(self, call: grpc.aio.StreamUnaryCall[Message, pb.Image], file: BinaryIO) -> None:
+    def _parts(self, file: BinaryIO) -> Iterator[pb.UploadImageRequest]:
+        """Begin, the chunks and commit; without commit when the file can't be read. Runs in gRPC's thread."""
         total, done, digest = self._path.stat().st_size, 0, hashlib.sha256()
-        await call.write(pb.UploadImageRequest(begin=pb.UploadImageBegin(image_id=self._image_id)))
-        while chunk := await asyncio.to_thread(_read, file, digest):
-            await call.write(pb.UploadImageRequest(chunk=chunk))
-            done += len(chunk)
-            if self._progress is not None:
-                self._progress(done, total)
+        yield pb.UploadImageRequest(begin=pb.UploadImageBegin(image_id=self._image_id))
+        try:
+            while chunk := file.read(CHUNK_BYTES):
+                yield pb.UploadImageRequest(chunk=chunk)
+                digest.update(chunk)
+                done += len(chunk)
+                if self._progress is not None:
+                    self._loop.call_soon_threadsafe(self._progress, done, total)
+        except OSError as error:
+            self._unreadable = error
+            return
         self.sha256 = digest.hexdigest()
-        await call.write(pb.UploadImageRequest(commit=pb.UploadImageCommit(sha256=self.sha256)))
-
-
-def _read(file: BinaryIO, digest: hashlib._Hash) -> bytes:
-    chunk = file.read(CHUNK_BYTES)
-    digest.update(chunk)
-    return chunk
+        yield pb.UploadImageRequest(commit=pb.UploadImageCommit(sha256=self.sha256))
 
 
 def _write(file: BinaryIO, digest: hashlib._Hash, data: bytes) -> None:

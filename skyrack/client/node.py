@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from google.protobuf.empty_pb2 import Empty
 
+from skyrack.client import errors
 from skyrack.client.collection import Collection, Ref, id_of
 from skyrack.client.connection import Retry
 from skyrack.client.wire import to_record
@@ -85,9 +86,12 @@ class Nodes(Collection[Node]):
         return to_record(JoinToken, await self._call("CreateJoinToken", request, pb.JoinToken, Retry.ONCE))
 
     async def join(self, *, secret: str, name: str, csr_pem: bytes) -> Membership:
-        """Needs no login. Works once. Errors: Unauthenticated (unknown, used or expired secret), InvalidArgument."""
+        """Needs no login. Works once. Errors: JoinRefused (unknown, used or expired secret), InvalidArgument."""
         request = pb.JoinNodeRequest(secret=secret, name=name, csr_pem=csr_pem)
-        answer = await self._connection.call(
-            "NodeService/JoinNode", request, pb.JoinNodeResponse, retry=Retry.ONCE, with_token=False
-        )
+        try:
+            answer = await self._connection.call(
+                "NodeService/JoinNode", request, pb.JoinNodeResponse, retry=Retry.ONCE, with_token=False
+            )
+        except errors.Unauthenticated as error:
+            raise errors.JoinRefused(error.message, metadata=error.metadata, request_id=error.request_id) from None
         return to_record(Membership, answer)

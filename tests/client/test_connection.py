@@ -161,7 +161,13 @@ async def test_settings_from_the_environment(api: FakeApi) -> None:
 
 
 @pytest.mark.parametrize(
-    "environ", [{}, {"SKYRACK_ENDPOINT": "127.0.0.1:1"}, {"SKYRACK_ENDPOINT": "x:1", "SKYRACK_CA": "/nowhere"}]
+    "environ",
+    [
+        {},
+        {"SKYRACK_ENDPOINT": "127.0.0.1:1"},
+        {"SKYRACK_ENDPOINT": "x:1", "SKYRACK_CA": "/nowhere"},
+        {"SKYRACK_ENDPOINT": "x:1", "SKYRACK_CA": "/etc/hostname"},
+    ],
 )
 def test_missing_settings(environ: dict[str, str]) -> None:
     with pytest.raises(errors.Misconfigured):

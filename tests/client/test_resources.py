@@ -215,10 +215,13 @@ async def test_an_upload_whose_answer_was_lost_is_done(cloud: Cloud, fake: FakeC
 
 
 async def test_a_refused_upload_says_why(cloud: Cloud, fake: FakeCloud, content: Path) -> None:
+    """At once, though the answer comes while chunks are being written."""
     image = await cloud.images.create("mini", format="raw")
-    fake.before["chunk"] = [sent.InvalidArgument("chunk", "not a qcow2 image")]
-    with pytest.raises(errors.InvalidArgument):
-        await cloud.images.upload(image, content)
+    for times in range(1, 11):
+        fake.before["chunk"] = [sent.InvalidArgument("chunk", "not a qcow2 image")]
+        with pytest.raises(errors.InvalidArgument):
+            await cloud.images.upload(image, content)
+        assert fake.methods().count("UploadImage") == times
     with pytest.raises(FileNotFoundError):
         await cloud.images.upload(image, content.with_name("nothing"))
 
