@@ -43,6 +43,8 @@ async def bring_up(rack: Rack, counts: dict[str, int], tell: Tell) -> dict[str, 
 
 async def _bootstrap(host: Host, node: Node) -> None:
     """Once in a controller's life: its authority, its certificate, the admin's password in a file only root can read."""
+    if all(unit.pid for unit in (await host.status()).values()):
+        return
     names = [word for name in ("127.0.0.1", "localhost") for word in ("--api-name", name)]
     await host.execute(
         config.program("skyrack-controllerd"),
