@@ -39,7 +39,7 @@ from computed.plan import (
 )
 from computed.spec import Domain, DomainState, Observed, ObservedState, Power, Server
 from daemonkit import failpoint
-from daemonkit.errors import SkyrackError, Unavailable
+from daemonkit.errors import InvalidArgument, SkyrackError, Unavailable
 from daemonkit.runtime import Runtime
 
 log = logging.getLogger(__name__)
@@ -73,6 +73,8 @@ class Memory:
     tell: bool = False  # the controller waits for a word on the newest desired state
     done: dict[Step, tuple[float, float]] = field(default_factory=dict)  # step -> (when, rest)
     failures: int = 0
+    refused: InvalidArgument | None = None  # its desired state makes no sense: nothing is done
+    trouble: Trouble | None = None  # of the last step that was tried
     grace_ends: float | None = None
     ran: bool = False  # seen running while RUNNING was wanted
     milestones: dict[str, float] = field(default_factory=dict)
@@ -118,19 +120,18 @@ class Reconciler:
 
     # ---- what wakes it
 
-    def desire(self, changed: Mapping[str, Server | None]) -> None:
-        """New desired state of these servers; None = no longer named. Returns at once."""
+    def desire(self, changed: Mapping[str, Server | InvalidArgument | None]) -> None:
+        """New desired state of these servers: None = no longer named, an error = it makes no sense. Returns at once."""
         for server_id, server in changed.items():
             memory = self._memory.setdefault(server_id, Memory())
-            if server is None:
-                self._desired.pop(server_id, None)
-            else:
+            self._desired.pop(server_id, None)
+            memory.refused = server if isinstance(server, InvalidArgument) else None
+            if isinstance(server, Server):
                 self._desired[server_id] = server
-            memory.tell, memory.failures = True, 0
+                memory.ran = memory.ran and server.power is Power.RUNNING
+            memory.tell, memory.failures, memory.trouble = True, 0, None
             memory.done.clear()
             memory.news.set()
-            if server is None or server.power is not Power.RUNNING:
-                memory.ran = False
         self._store.keep_images(list(self._desired.values()))
         for server_id in changed:
             self.wake(server_id)
@@ -188,11 +189,13 @@ class Reconciler:
         try:
             while server_id in self._dirty:
                 self._dirty.discard(server_id)
-                server = self._desired.get(server_id)
-                if server is None:
+                server, memory = self._desired.get(server_id), self._memory.get(server_id)
+                if memory is not None and memory.refused is not None:
+                    self._tell(server_id, Observed(ObservedState.FAILED, fault=memory.refused.message))
+                elif server is None or memory is None:
                     await self._look_at_stranger(server_id)
                 else:
-                    await self._pass(server, self._memory[server_id])
+                    await self._pass(server, memory)
         finally:
             self._busy.discard(server_id)
 
@@ -217,29 +220,27 @@ class Reconciler:
 
     async def _pass(self, server: Server, memory: Memory) -> None:
         memory.news.clear()
-        trouble: Trouble | None = None
-        retry_s: float | None = None
+        retry_s: float | None
         try:
             facts, retry_s = await self._converge(server, memory)
-            memory.failures = 0
-        except SkyrackError as error:
-            trouble, retry_s = self._trouble(server, memory, error)
-        except Exception:
-            log.exception("a pass broke", extra={"server": server.server_id})
-            trouble, retry_s = Trouble("internal error of the compute node"), RETRY_MAX_S
-        if trouble is not None:
+        except Exception as error:
+            memory.trouble, retry_s = self._trouble(server, memory, error)
             try:
                 facts = await self._facts(server, memory)
             except SkyrackError:
-                self._tell_unknown(server, trouble)
-                return self._wake_later(server.server_id, memory, retry_s or RETRY_FIRST_S)
+                self._tell_unknown(server, memory.trouble)
+                return self._wake_later(server.server_id, memory, retry_s)
         if retry_s is not None:
             self._wake_later(server.server_id, memory, retry_s)
         if self._desired.get(server.server_id) is server:
-            self._tell(server.server_id, observe(server, facts, trouble, tuple(memory.milestones.items())))
+            self._tell(server.server_id, observe(server, facts, memory.trouble, tuple(memory.milestones.items())))
         return None
 
-    def _trouble(self, server: Server, memory: Memory, error: SkyrackError) -> tuple[Trouble, float]:
+    def _trouble(self, server: Server, memory: Memory, error: Exception) -> tuple[Trouble, float]:
+        """What to tell, and in how many seconds to try again."""
+        if not isinstance(error, SkyrackError):
+            log.error("a pass broke", exc_info=error, extra={"server": server.server_id})
+            return Trouble("internal error of the compute node"), RETRY_MAX_S
         if isinstance(error, NotYet):
             return Trouble(error.message, passing=True), INTERFACE_RETRY_S
         memory.failures += 1
@@ -261,7 +262,11 @@ class Reconciler:
                 if memory.news.is_set():
                     break
             facts = await self._facts(server, memory)
-        waits = [memory.rests_until(step) for step in plan(server, facts)]
+            memory.trouble, memory.failures = None, 0
+        steps = plan(server, facts)
+        if not steps:  # else what could not be done is resting, and its trouble still stands
+            memory.trouble, memory.failures = None, 0
+        waits = [memory.rests_until(step) for step in steps]
         waits += [memory.grace_ends] if memory.grace_ends is not None else []
         return facts, min(waits) - asyncio.get_running_loop().time() if waits else None
 

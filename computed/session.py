@@ -7,7 +7,7 @@ import logging
 from computed import wire
 from computed.drivers.base import Hypervisor, Store
 from computed.reconcile import Reconciler
-from computed.spec import GIB, Observed, ObservedState, Server
+from computed.spec import GIB, Server
 from daemonkit import desired
 from daemonkit.errors import DeadlineExceeded, InvalidArgument, NotFound
 from daemonkit.runtime import Runtime
@@ -37,7 +37,6 @@ class ComputeAgent:
         """`address`: "host:port" of this daemon's own gRPC."""
         self._address, self._hypervisor, self._store = address, hypervisor, store
         self._reconciler, self._runtime, self._stop_grace_s = reconciler, runtime, stop_grace_s
-        self._unfit: dict[str, Observed] = {}
 
     async def inventory(self) -> agent_pb2.Inventory:
         """Without capacity until libvirtd was reached once: nothing is placed here before."""
@@ -52,27 +51,21 @@ class ComputeAgent:
         return message
 
     def desired_changed(self, mirror: desired.Mirror, changed: set[str]) -> None:
-        orders: dict[str, Server | None] = {}
+        orders: dict[str, Server | InvalidArgument | None] = {}
         for key in changed:
             kind, _, server_id = key.partition("/")
             if kind != KIND:
                 continue
-            self._unfit.pop(server_id, None)
             try:
                 held = mirror.objects.get(key)
                 orders[server_id] = wire.server(server_id, held.server) if held is not None else None
             except InvalidArgument as error:
                 log.error("desired state that can't be", extra={"server": server_id, "why": error.message})
-                self._unfit[server_id] = Observed(ObservedState.FAILED, fault=error.message)
+                orders[server_id] = error
         self._reconciler.desire(orders)
 
-    def unfit(self) -> list[agent_pb2.ObservedObject]:
-        """Servers whose desired state made no sense."""
-        return [wire.observed(server_id, seen) for server_id, seen in self._unfit.items()]
-
     def observe(self) -> list[agent_pb2.ObservedObject]:
-        seen = self._reconciler.observed.items()
-        return [wire.observed(server_id, observed) for server_id, observed in seen] + self.unfit()
+        return [wire.observed(server_id, seen) for server_id, seen in self._reconciler.observed.items()]
 
     async def run_task(self, task: agent_pb2.Task) -> agent_pb2.TaskResult:
         if task.HasField("deadline") and task.deadline.ToNanoseconds() / 1e9 < self._runtime.clock.wall_s():

@@ -42,7 +42,9 @@ class FakeDomain:
 
 @dataclass
 class FakeMachine:
-    """`obeys_power_button` and `lets_go_of_disks` say how guests behave; `reachable` whether the hypervisor answers."""
+    """`obeys_power_button` and `lets_go_of_disks` say how guests behave; `reachable` whether the hypervisor answers,
+    `storage_answers` whether a guest that a failed disk stopped can go on.
+    """
 
     runtime: Runtime
     capacity: Capacity = field(default_factory=lambda: Capacity(8, 16384, "fake", "fake"))
@@ -55,6 +57,7 @@ class FakeMachine:
     obeys_power_button: bool = True
     lets_go_of_disks: bool = True
     reachable: bool = True
+    storage_answers: bool = True
     calls: list[tuple[str, str]] = field(default_factory=list)  # (operation, server id), for tests
     _failures: dict[str, list[SkyrackError]] = field(default_factory=dict)
 
@@ -180,7 +183,8 @@ class FakeHypervisor:
     async def resume(self, server_id: str) -> None:
         await self._act("resume", server_id)
         domain = self._machine.domain(server_id)
-        domain.state, domain.io_error = DomainState.RUNNING, False
+        if self._machine.storage_answers or not domain.io_error:
+            domain.state, domain.io_error = DomainState.RUNNING, False
         self._changed(server_id)
 
     async def undefine(self, server_id: str) -> None:

@@ -138,10 +138,12 @@ async def test_disk_that_fails_holds_the_guest_until_it_answers(rig: FakeRig) ->
     server_id = new_id()
     await rig.controller.put(server_id, rig.new_server())
     await rig.controller.wait(server_id, RUNNING)
-    for _ in range(3):
-        rig.hypervisor.disk_fails(server_id)
-        await rig.controller.wait(server_id, PAUSED)
-        await rig.controller.wait(server_id, RUNNING)
+    rig.machine.storage_answers = False
+    rig.hypervisor.disk_fails(server_id)
+    seen = await rig.controller.wait(server_id, PAUSED)
+    assert "does not answer" in seen.fault
+    rig.machine.storage_answers = True
+    await rig.controller.wait(server_id, RUNNING, lambda seen: not seen.fault)
 
 
 async def test_guest_that_does_not_let_go_is_asked_again(rig: FakeRig) -> None:
