@@ -66,7 +66,7 @@ async def volume_driver(settings: Config, tls: TlsFiles, runtime: Runtime, stack
     from storaged.drivers.qsd.driver import QsdVolumes
     from storaged.drivers.qsd.process import QsdSettings
 
-    files = VolumeFiles(settings.volumes_dir, runtime)
+    files = VolumeFiles(settings.volumes_dir, settings.data_dir / "volumes.id", runtime)
     stack.callback(files.close)
     await files.open()
     settings.qsd_dir.mkdir(parents=True, exist_ok=True, mode=0o700)

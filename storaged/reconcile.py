@@ -114,6 +114,12 @@ class Reconciler:
         ids = self.held.keys() | self.desired.volumes.keys() | {e.volume_id for e in self.desired.exports.values()}
         self._mark({f"volume/{i}" for i in ids} | {f"blob/{s}" for s in self._images.held.keys() | self.desired.blobs.keys()})
 
+    async def _look(self, volume_id: str) -> None:
+        try:
+            self._set_held(volume_id, await self._driver.look(volume_id))
+        except (SkyrackError, OSError) as error:
+            log.error("can't look at a volume", extra={"volume": volume_id, "why": str(error)})
+
     def _set_held(self, volume_id: str, held: HeldVolume | None) -> None:
         if held is None:
             self.held.pop(volume_id, None)
@@ -159,7 +165,7 @@ class Reconciler:
         kind, _, name = unit.partition("/")
         failed = not await (self._do_all(name, steps) if kind == "volume" else self._remove_blob(name))
         if kind == "volume":
-            self._set_held(name, await self._driver.look(name))
+            await self._look(name)
         self._worked.add(unit)
         self._busy.discard(unit)
         self._wake.set()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import logging
 import os
 import time
@@ -49,11 +48,6 @@ async def _drain(requests: AsyncIterator[blob_pb2.PutBlobRequest]) -> None:
                 pass
 
 
-def _give_back_memory() -> None:
-    """What hundreds of megabytes went through is kept by the allocator for more of them (malloc_trim(3)); few come."""
-    ctypes.CDLL(None).malloc_trim(0)
-
-
 class BlobServicer(blob_pb2_grpc.BlobServiceServicer):
     def __init__(self, images: ImageStore, runtime: Runtime) -> None:
         self._images = images
@@ -73,8 +67,6 @@ class BlobServicer(blob_pb2_grpc.BlobServiceServicer):
         except BaseException:
             metric.BLOB_PUTS.labels("CUT").inc()
             raise
-        finally:
-            await self._threads.run(_give_back_memory)
         metric.BLOB_PUTS.labels("OK").inc()
         return kept
 

@@ -2,7 +2,8 @@
 
 Drivers never retry. Every method is idempotent: what is there already is made no second time, what is gone is no error.
 The caller never runs two of them for one volume at once. Errors: Unavailable when the storage daemon can't be reached (it
-will be back: `lost` is called), OutOfSpace, InvalidArgument (the image does not fit), CommandFailed.
+will be back: `lost` is called), OutOfSpace, InvalidArgument (the image does not fit), Conflict (what is
+there can't be what it should), CommandFailed.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from daemonkit.errors import CommandFailed
 from daemonkit.tls import TlsFiles
 from daemonkit.transport import GrpcControllerStream
 from skyrack.v1 import agent_pb2, agent_pb2_grpc, blob_pb2, blob_pb2_grpc
+from storaged.drivers.qsd.disk import MARK
 from tests.pki import Pki
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -267,6 +268,6 @@ async def controller(pki: Pki) -> AsyncIterator[tuple[Controller, int]]:
 def residue(node: Node) -> Mapping[str, list[str]]:
     """Names of files that should not be there when nothing is wanted."""
     return {
-        "volumes": [path.name for path in node.volumes.iterdir()],
+        "volumes": [path.name for path in node.volumes.iterdir() if path.name != MARK],
         "incoming": [path.name for path in (node.images / "incoming").iterdir()],
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import time
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from daemonkit import command, failpoint
 from daemonkit.errors import CommandFailed
 from tests.storaged.conftest import Rig
-from tests.storaged.rig import FAILED, GONE, PENDING, READY, eventually, export, new_id, residue, volume
+from tests.storaged.rig import FAILED, GONE, PENDING, READY, eventually, export, free_port, new_id, residue, volume
 
 
 async def reads(rig: Rig, name: str) -> bool:
@@ -202,6 +203,75 @@ async def test_a_second_storaged_on_the_same_data_refuses(rig: Rig) -> None:
     assert await rig.node.ended() == 1
     assert "in use by another process" in rig.node.log()
     rig.node.process = first
+
+
+async def test_a_damaged_volume_is_told_and_not_replaced(rig: Rig) -> None:
+    await rig.node.start()
+    v = new_id()
+    rig.controller.want(volume(v))
+    await rig.controller.until_settled()
+    await rig.node.kill()
+    (rig.node.volumes / f"{v}.qcow2").write_bytes(b"junk")
+    rig.controller.seen.clear()
+    await rig.node.start()
+    assert "damaged" in (await rig.controller.until(f"volume/{v}", FAILED)).fault
+    assert (rig.node.volumes / f"{v}.qcow2").read_bytes() == b"junk"
+
+
+async def test_a_disk_that_is_not_mounted_is_not_taken_for_an_empty_one(rig: Rig) -> None:
+    await rig.node.start()
+    v = new_id()
+    rig.controller.want(volume(v))
+    await rig.controller.until_settled()
+    await rig.node.kill()
+    aside = rig.node.directory / "aside"
+    rig.node.volumes.rename(aside)
+    await rig.node.start()
+    assert await rig.node.ended() == 1
+    assert "is its disk mounted?" in rig.node.log()
+    rig.node.volumes.rmdir()
+    aside.rename(rig.node.volumes)
+    rig.controller.seen.clear()
+    await rig.node.start()
+    await rig.controller.until(f"volume/{v}", READY)
+
+
+async def test_another_address_for_volumes_takes_another_storage_daemon(rig: Rig) -> None:
+    await rig.node.start()
+    v = new_id()
+    rig.controller.want(volume(v), export(new_id(), v, "n"))
+    await rig.controller.until_settled()
+    pid = rig.node.qsd_pid()
+    await rig.node.kill()
+    port = free_port()
+    config = rig.node.directory / "storaged.toml"
+    config.write_text(config.read_text().replace(f":{rig.node.nbd_port}", f":{port}"))
+    rig.node.nbd_port = port
+    await rig.node.start()
+    await eventually(lambda: rig.node.qsd_pid() != pid)
+    await eventually(lambda: reads(rig, "n"))
+
+
+async def test_an_address_that_is_taken_is_a_clear_error(rig: Rig) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", rig.node.nbd_port))
+        taken.listen()
+        await rig.node.start()
+        assert await rig.node.ended() == 1
+    assert f"cannot serve volumes on 127.0.0.1:{rig.node.nbd_port}" in rig.node.log()
+
+
+async def test_a_hanging_storage_daemon_is_replaced_at_the_next_start(rig: Rig) -> None:
+    await rig.node.start()
+    v = new_id()
+    rig.controller.want(volume(v), export(new_id(), v, "n"))
+    await rig.controller.until_settled()
+    await rig.node.kill()
+    pid = rig.node.qsd_pid()
+    os.kill(pid, signal.SIGSTOP)
+    await rig.node.start()
+    await eventually(lambda: rig.node.qsd_pid() != pid)
+    await eventually(lambda: reads(rig, "n"))
 
 
 @pytest.mark.parametrize("name", ["volume-filled", "volume-made", "export-opened", "export-served"])
