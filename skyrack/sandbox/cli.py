@@ -22,6 +22,7 @@ from skyrack.sandbox.rack import Rack
 
 P = ParamSpec("P")
 ALONE_PATIENCE_S = 10.0
+PLAIN_WIDTH = 120
 NETWORK = click.Choice(list(layout.NETWORKS))
 
 
@@ -134,7 +135,7 @@ def _print_status(seen: dict[str, Any]) -> None:
         for unit in node["units"]:
             cells = (unit["name"], unit["state"], str(unit["pid"] or ""), str(unit["restarts"]), str(unit["pss_mib"]))
             table.add_row("", "", "", "", *cells)
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
     console.print(table)
     console.print(
         f"API at {', '.join(seen['endpoints'])}; client on the internet at {seen['client']}; files in {seen['directory']}"
