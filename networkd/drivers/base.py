@@ -7,6 +7,7 @@ from typing import Protocol
 
 from networkd.spec.picture import Picture, Step
 
+NOT_IN_FORCE = "not done: the rules are not in force"
 Answer = Callable[[str, str, str], tuple[str, bytes] | None]  # (network id, source IP, path) -> (content type, body)
 
 
@@ -21,7 +22,10 @@ class Driver(Protocol):
         """All that is ours, and devices named like ports. Rules that others touched since we loaded them are left out."""
 
     async def carry_out(self, steps: Sequence[Step]) -> list[str | None]:
-        """In order, going on after a failure; for each step None or why it failed. Never retries."""
+        """In order; for each step None or why it failed. Never retries.
+
+        Goes on after a failure, but not after rules that could not be loaded: nothing may forward without them.
+        """
 
     async def close(self) -> None:
         """Ends what lives in this process; what forwards packets stays."""

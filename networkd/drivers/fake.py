@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from daemonkit.runtime import Runtime
-from networkd.spec.picture import Link, Picture, Step, apply
+from networkd.drivers.base import NOT_IN_FORCE
+from networkd.spec.picture import Link, LoadRules, Picture, Step, apply
 
 
 class FakeDriver:
@@ -31,7 +32,13 @@ class FakeDriver:
         return self.picture.copy()
 
     async def carry_out(self, steps: Sequence[Step]) -> list[str | None]:
-        return [self._carry_out(step) for step in steps]
+        faults: list[str | None] = []
+        for step in steps:
+            faults.append(self._carry_out(step))
+            if faults[-1] and isinstance(step, LoadRules):
+                self.picture.tables.pop(step.ns, None)
+                break
+        return faults + [NOT_IN_FORCE] * (len(steps) - len(faults))
 
     def _carry_out(self, step: Step) -> str | None:
         if self.failure_rate and self._runtime.rng.random() < self.failure_rate:

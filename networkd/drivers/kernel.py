@@ -24,7 +24,7 @@ from daemonkit.errors import ConfigError, SkyrackError
 from daemonkit.runtime import Runtime
 from networkd.drivers import metadata, netns, nftables
 from networkd.drivers import rtnetlink as rt
-from networkd.drivers.base import Answer
+from networkd.drivers.base import NOT_IN_FORCE, Answer
 from networkd.drivers.dnsmasq import Dnsmasq
 from networkd.drivers.rtnetlink import LinkInfo, Rtnetlink
 from networkd.spec import name
@@ -191,13 +191,14 @@ class KernelDriver:
         faults: list[str | None] = []
         for on_loop, group in groupby(steps, key=lambda step: isinstance(step, ON_LOOP)):
             batch = list(group)
-            if on_loop:
-                faults += [await self._on_loop(step) for step in batch]
-            else:
-                faults += await self._thread.run(self._in_thread, batch)
-        return faults
+            done = [await self._on_loop(s) for s in batch] if on_loop else await self._thread.run(self._in_thread, batch)
+            faults += done
+            if len(done) < len(batch):
+                break
+        return faults + [NOT_IN_FORCE] * (len(steps) - len(faults))
 
     def _in_thread(self, steps: list[Step]) -> list[str | None]:
+        """Shorter than `steps` when rules were refused: there it stopped."""
         faults: list[str | None] = []
         for step in steps:
             try:
@@ -205,6 +206,9 @@ class KernelDriver:
                 faults.append(None)
             except OSError as error:
                 faults.append(f"{type(step).__name__} {_subject(step)}: {error.strerror or error}")
+                if isinstance(step, LoadRules):
+                    self._rules.pop(step.ns, None)  # next time all of them, not a difference
+                    break
         return faults
 
     async def _on_loop(self, step: Step) -> str | None:

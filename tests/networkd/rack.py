@@ -18,19 +18,14 @@ from pathlib import Path
 from tests.networkd.controller import Controller
 from tests.pki import Pki
 
-HOLD = "mount -t tmpfs none /run && mkdir -p /run/netns && mount -t sysfs none /sys && ip link set lo up && echo up && exec sleep 100000"
+PLAIN = "ip link set lo up && echo up && exec sleep 100000"
+HOLD = f"mount -t tmpfs none /run && mkdir -p /run/netns && mount -t sysfs none /sys && {PLAIN}"
 
 
 def _hold(*, private: bool) -> subprocess.Popen[str]:
     """A process that keeps namespaces alive. Its parent `unshare` takes it along when killed."""
     options = ["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "private"]
-    argv = [
-        "unshare",
-        *(options if private else ["--net"]),
-        "bash",
-        "-c",
-        HOLD if private else "ip link set lo up; echo up; exec sleep 100000",
-    ]
+    argv = ["unshare", *(options if private else ["--net"]), "bash", "-c", HOLD if private else PLAIN]
     process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL)
     assert process.stdout is not None and process.stdout.readline().strip() == "up"
     return process

@@ -57,8 +57,9 @@ def everything() -> Desired:
         WEB, rule("tcp", 22, 22, cidr="203.0.113.0/24"), rule("tcp", 8000, 8080), rule("udp"), rule("icmp", 8, 0), rule("89"),
         rule("tcp", 443, 443, remote=OPEN), rule(cidr="0.0.0.0/0", ingress=False), v6,
     )  # fmt: skip
+    routes = [agent_pb2.Route(destination="10.9.0.0/16", nexthop="192.168.0.9")]
     return desired(
-        segment(vteps=("10.20.0.2",), dns_servers=["9.9.9.9"], routes=[agent_pb2.Route(destination="10.9.0.0/16", nexthop="192.168.0.9")]),
+        segment(vteps=("10.20.0.2",), dns_servers=["9.9.9.9"], routes=routes),
         segment(OTHER_NET, 200, dhcp=False), external(), web, group(OPEN, rule("icmp")), members(OPEN, 12, 13),
         port(11, NET, WEB, OPEN, allowed_pairs=pairs), port(12, NET, OPEN, admin_up=False), port(13, NET, port_security=False),
         port(11, OTHER_NET, WEB), neighbour(14, "10.20.0.2"),
@@ -130,7 +131,8 @@ def test_metadata_documents() -> None:
     paths = [
         "/", "/openstack", "/openstack/latest", "/openstack/2018-08-27/meta_data.json", "/openstack/latest/network_data.json",
         "/openstack/latest/user_data", "/openstack/latest/vendor_data.json", "/latest/meta-data/", "/latest/meta-data/instance-id",
-        "/latest/meta-data/public-keys/", "/latest/meta-data/public-keys/0/", "/2009-04-04/meta-data/public-keys/0/openssh-key",
+        "/latest/meta-data/public-keys/", "/latest/meta-data/public-keys/0/",
+        "/2009-04-04/meta-data/public-keys/0/openssh-key",
         "/latest/meta-data/placement/availability-zone", "/latest/meta-data/local-ipv4", "/latest/user-data",
     ]  # fmt: skip
     golden("metadata.txt", "".join(f"--- {path}\n{read(path)}\n" for path in paths))
@@ -195,8 +197,8 @@ def test_what_a_port_may_not_be(fields: dict[str, object]) -> None:
 @pytest.mark.parametrize(
     "bad",
     [
-        rule("tcp", 80, 70000), rule("icmp", 300, 0), rule("999"), rule("tcp; drop"), rule(cidr="10.0.0.0/33"), rule(cidr="fd00::/8"),
-        rule(remote="x y"),
+        rule("tcp", 80, 70000), rule("icmp", 300, 0), rule("999"), rule("tcp; drop"), rule(cidr="10.0.0.0/33"),
+        rule(cidr="fd00::/8"), rule(remote="x y"),
     ],
 )  # fmt: skip
 def test_what_a_rule_may_not_be(bad: agent_pb2.GroupRule) -> None:
@@ -219,7 +221,10 @@ def test_update_parses_only_what_changed() -> None:
 
 # ---------------------------------------------------------------- other programs' rules
 
-FOREIGN = "table bridge other {\n\tchain c {\n\t\ttype filter hook forward priority 0; policy accept;\n\t\tct state established accept\n\t}\n}\n"
+FOREIGN = (
+    "table bridge other {\n\tchain c {\n\t\ttype filter hook forward priority 0; policy accept;\n"
+    "\t\tct state established accept\n\t}\n}\n"
+)
 
 
 def test_foreign_bridge_conntrack_is_refused() -> None:

@@ -169,7 +169,7 @@ async def test_anti_spoof(rack: Rack) -> None:
     await ready(rack, host, 11, 12)
     honest = {"good_ip", "good_arp"}
     forged = {"mac", "ip", "arp_ip", "arp_mac", "vlan", "lldp", "dhcp_server", "router_advert", "neighbour_advert", "ip6"}
-    names = sorted(forged | honest) + ["end"]
+    names = [*sorted(forged | honest), "end"]
     seen = await frames_seen(liar, victim, mac_of(11), mac_of(12), names)
     assert seen == honest | {"end"}
     await rack.controller.put("h1", port(11, NET, OPEN, port_security=False))
@@ -262,3 +262,25 @@ async def asked(guest: Guest, directory: Path, *options: str) -> dict[str, str]:
 
 async def curl(guest: Guest, path: str, *options: str) -> str:
     return await guest.space.run("curl", "-sS", "-m", "5", *options, f"http://{METADATA}{path}", check=False)
+
+
+# ---------------------------------------------------------------- the TAP
+
+OPEN_TAP = """
+import fcntl, struct, sys
+tun = open("/dev/net/tun", "r+b", buffering=0)
+fcntl.ioctl(tun, 0x400454CA, struct.pack("16sH22x", sys.argv[1].encode(), 0x0002 | 0x1000 | 0x4000))
+print(open(f"/sys/class/net/{sys.argv[1]}/operstate").read().strip(), open(f"/sys/class/net/{sys.argv[1]}/mtu").read().strip())
+"""
+
+
+async def test_the_tap_is_made_for_qemu_and_removed_with_the_port(rack: Rack) -> None:
+    host = await rack.host("h1", 1)
+    await rack.controller.put("h1", segment(), group(OPEN, rule()), port(11, NET, OPEN))
+    await ready(rack, host, 11)
+    opened = await host.space.run(sys.executable, "-S", "-c", OPEN_TAP, device_of(11))
+    assert opened.split() == ["up", "1500"], "opened with a virtio-net header, as QEMU does, it has carrier"
+    assert "master skb" in await host.space.run("ip", "link", "show", device_of(11))
+    await rack.controller.put("h1", remove=(f"port/{port_id(11)}",))
+    await rack.controller.state("h1", f"port/{port_id(11)}", 7)
+    assert not await host.space.ok("ip", "link", "show", device_of(11))

@@ -1,4 +1,4 @@
-"""Properties of plans, and the agent on the shipped fake: whatever is there and whatever is wanted, plans lead there and stop."""
+"""Properties of plans, and the reconciler on the shipped fake: whatever is there and is wanted, plans lead there and stop."""
 
 from __future__ import annotations
 
@@ -220,3 +220,13 @@ async def test_a_segment_fault_is_its_ports_fault() -> None:
     await reconciler.once()
     faults = {o.id: o.port.fault for o in reports}
     assert "not on this node" in faults[port_id(11, OTHER_NET)] and "provider" in faults[port_id(12, external().id)]
+
+
+async def test_nothing_forwards_before_rules_are_in_force() -> None:
+    driver = FakeDriver(runtime(4), "ext", failure_rate=1.0)
+    reports: list[agent_pb2.ObservedObject] = []
+    reconciler = Reconciler(driver, NODE, None, reports.extend)
+    reconciler.want(desired([segment(), port(11, NET)]), set())
+    assert await reconciler.once()
+    assert not driver.picture.links.keys() - {("", "ext")}
+    assert [o.port.state for o in reports] == [agent_pb2.OBSERVED_STATE_FAILED]

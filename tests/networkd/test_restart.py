@@ -103,7 +103,7 @@ async def test_works_without_a_controller(rack: Rack) -> None:
 
 async def test_drift_is_mended(rack: Rack) -> None:
     """Everything is broken at once; the safety pass (asked for by a dying dnsmasq) mends it."""
-    edge, gateway, web, peer, internet = await cloud(rack)
+    edge, _gateway, web, peer, internet = await cloud(rack)
     for broken in (
         "nft flush ruleset",
         "ip link set tap0011aaaa-00 nomaster",

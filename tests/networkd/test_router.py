@@ -124,8 +124,8 @@ async def test_removed_routers_leave_nothing(rack: Rack) -> None:
     links = await gateway.space.run("ip", "-br", "link")
     assert "sk" not in links and "ext" in links
     assert "sk-" not in await gateway.space.run("ls", "/run/netns")
-    await rack.controller.put("h1", remove=(f"segment/{NET}", f"port/{port_id(11)}", f"port/{port_id(12)}", f"neighbour/{port_id(1)}",
-                                            f"group/{WEB}"))  # fmt: skip
+    edge_keys = [f"segment/{NET}", *(f"port/{port_id(n)}" for n in (11, 12)), f"neighbour/{port_id(1)}", f"group/{WEB}"]
+    await rack.controller.put("h1", remove=tuple(edge_keys))
     await rack.controller.state("h1", f"port/{port_id(11)}", gone)
     await asyncio.sleep(0.5)
     links = await edge.space.run("ip", "-br", "link")
