@@ -37,9 +37,13 @@ def ports(row: SecurityGroupRule) -> str:
     return str(row.port_min) if row.port_min == row.port_max else f"{row.port_min}:{row.port_max}"
 
 
+def ethertype(row: SecurityGroupRule) -> str:
+    return "IPv6" if row.ipv6 else "IPv4"
+
+
 def rule_line(row: SecurityGroupRule) -> str:
     where = "from" if row.direction == "INGRESS" else "to"
-    return f"{row.direction.lower()} {row.protocol or 'any'} {ports(row)} {where} {remote(row)}  ({row.id})"
+    return f"{row.direction.lower()} {ethertype(row)} {row.protocol or 'any'} {ports(row)} {where} {remote(row)}  ({row.id})"
 
 
 def details(row: SecurityGroup) -> Details:
@@ -143,7 +147,13 @@ async def list_rules(cloud: Cloud, *, name: str | None) -> Output:
     groups = [await cloud.security_groups.find(name)] if name else [row async for row in cloud.security_groups.list()]
     rows = [line for row in groups for line in row.rules]
     columns: dict[str, Any] = {"ID": "id", "Direction": lambda row: row.direction.lower()}
-    columns |= {"Protocol": lambda row: row.protocol or "any", "Ports": ports, "Remote": remote, "Group": "security_group_id"}
+    columns |= {
+        "Ethertype": ethertype,
+        "Protocol": lambda row: row.protocol or "any",
+        "Ports": ports,
+        "Remote": remote,
+        "Group": "security_group_id",
+    }
     return Table(rows, columns)
 
 

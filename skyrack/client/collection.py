@@ -9,14 +9,16 @@ import asyncio
 import re
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
+from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 
 from skyrack.client import errors
 from skyrack.client.connection import Connection, Retry
 from skyrack.client.wire import to_record
+from skyrack.v1 import identity_pb2
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _POLL_MIN_S = 0.1
@@ -67,21 +69,33 @@ class Collection(Generic[R]):
         raise NotImplementedError
 
     async def find(self, name_or_id: str) -> R:
-        """The resource of that id, else of that name. Errors: NotFound; Ambiguous, which lists the ids."""
+        """The resource of that id, else of that name; of several the caller's project's, where that has one.
+
+        Errors: NotFound; Ambiguous, which lists the ids.
+        """
         if _UUID.fullmatch(name_or_id):
             try:
                 return await self.get(name_or_id)
             except errors.NotFound:
                 pass
-        return self._only([row async for row in self.list(name=name_or_id) if self._name(row) == name_or_id], name_or_id)
+        found: Sequence[R] = [row async for row in self.list(name=name_or_id) if self._name(row) == name_or_id]
+        if len(found) > 1:
+            found = await self._own(found) or found
+        return self._only(found, name_or_id)
 
-    def _only(self, found: Any, name: str) -> R:
+    async def _own(self, found: Sequence[R]) -> Sequence[R]:
+        """Those of the caller's project: admins, and all where networks or images are shared, see those of others too."""
+        if not hasattr(found[0], "project_id"):
+            return ()
+        token = await self._connection.call("IdentityService/GetToken", Empty(), identity_pb2.Token)
+        return [row for row in found if getattr(row, "project_id", "") == token.project_id]
+
+    def _only(self, found: Sequence[R], name: str) -> R:
         if len(found) > 1:
             raise errors.Ambiguous(self.kind, name, [row.id for row in found])
         if not found:
-            raise errors.NotFound(f"{self.kind} {name!r} not found", metadata={"kind": self.kind})
-        one: R = found[0]
-        return one
+            raise errors.NotFound(f"{self.kind.replace('_', ' ')} {name!r} not found", metadata={"kind": self.kind})
+        return found[0]
 
     def _name(self, row: R) -> str:
         return str(getattr(row, "name", ""))

@@ -263,7 +263,8 @@ _BY_CODE: dict[str, type[CloudError]] = {
 
 def from_rpc(error: grpc.RpcError, request_id: str) -> CloudError:
     """The `CloudError` for a failed call. `request_id` is the one sent, used when none came back."""
-    trailing = {item[0]: item[1] for item in error.trailing_metadata() or ()}
+    pairs: Any = error.trailing_metadata() or ()
+    trailing = dict(pairs)
     answered = str(trailing.get("x-request-id", ""))
     rich = trailing.get("grpc-status-details-bin")
     if isinstance(rich, bytes):

@@ -184,7 +184,7 @@ async def test_security_groups(skyrack: Command, fake: FakeCloud) -> None:
     )
     rules = json.loads(await skyrack.ok("security", "group", "show", "web", "--json"))["rules"]
     await skyrack.ok("security", "group", "rule", "delete", rules[0]["id"])
-    assert "ingress tcp 80" not in await skyrack.ok("security", "group", "show", "web")
+    assert "ingress IPv4 tcp 80" not in await skyrack.ok("security", "group", "show", "web")
     assert (await skyrack("security", "group", "rule", "create", "web", "--dst-port", "90:80")).exit_code == 2
 
 

@@ -88,6 +88,12 @@ async def test_find(cloud: Cloud) -> None:
         await cloud.networks.find("three")
 
 
+async def test_of_several_the_own_one_is_found(cloud: Cloud, fake: FakeCloud) -> None:
+    own, shared = [await cloud.networks.create("private") for _ in range(2)]
+    fake.rows["Network"][shared.id].project_id = "p2"
+    assert await cloud.networks.find("private") == own
+
+
 async def test_a_name_that_looks_like_an_id(cloud: Cloud) -> None:
     name = "00000000-0000-4000-8000-000000000000"
     row = await cloud.networks.create(name)
