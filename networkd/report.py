@@ -48,7 +48,11 @@ class Observations:
         for identity in held:
             key = f"{kind}/{identity}"
             why = _fault(key, desired, faults)
-            ips = [f.ip for f in desired.routers[identity].floating_ips] if kind == "router" and not why else []
+            ips = (
+                [f.ip for f in desired.routers[identity].floating_ips]
+                if kind == "router" and not why and desired.routers[identity].admin_up
+                else []
+            )
             fresh[key] = _object(key, FAILED if why else READY, why, ips)
         changed = [o for key, o in fresh.items() if self._objects.get(key) != o]
         for key in [k for k in self._objects if k.startswith(kind + "/") and k not in fresh]:

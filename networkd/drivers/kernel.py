@@ -19,7 +19,7 @@ from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
-from daemonkit import command
+from daemonkit import command, failpoint
 from daemonkit.errors import ConfigError, SkyrackError
 from daemonkit.runtime import Runtime
 from networkd.drivers import metadata, netns, nftables
@@ -203,6 +203,7 @@ class KernelDriver:
         for step in steps:
             try:
                 self._carry_out(step)
+                failpoint.hit("networkd.step")
                 faults.append(None)
             except OSError as error:
                 faults.append(f"{type(step).__name__} {_subject(step)}: {error.strerror or error}")
@@ -212,6 +213,7 @@ class KernelDriver:
         return faults
 
     async def _on_loop(self, step: Step) -> str | None:
+        failpoint.hit("networkd.step")
         try:
             match step:
                 case StartDhcp():

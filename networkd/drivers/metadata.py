@@ -21,7 +21,7 @@ from networkd.spec import name
 log = logging.getLogger(__name__)
 
 REQUEST_BYTES_MAX = 16 << 10
-CONNECTIONS_MAX = 64  # per network
+CONNECTIONS_MAX = 256  # per network
 CONNECTIONS_PER_GUEST_MAX = 16
 REQUESTS_MAX = 100  # per connection
 IDLE_S = 10.0

@@ -71,8 +71,8 @@ def rule(
     protocol: str = "", low: int = -1, high: int = -1, *, ingress: bool = True, cidr: str = "", remote: str = ""
 ) -> agent_pb2.GroupRule:
     return agent_pb2.GroupRule(
-        rule_id=f"{protocol}{low}{high}{ingress}{cidr}{remote}", ingress=ingress, protocol=protocol, port_min=low, port_max=high,
-        remote_cidr=cidr, remote_group_id=remote,
+        rule_id=f"{protocol}{low}{high}{ingress}{cidr}{remote}", ingress=ingress, protocol=protocol, port_min=low,
+        port_max=high, remote_cidr=cidr, remote_group_id=remote,
     )  # fmt: skip
 
 

@@ -84,18 +84,18 @@ class Host:
     gateway: bool
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
-    def start(self) -> None:
+    def start(self, *, driver: str = "kernel", failpoint: str = "") -> None:
         config = self.directory / "networkd.toml"
         config.write_text(
             f'node = "{self.name}"\ncontrollers = ["unix:controller.sock"]\n'
             f'data_dir = "{self.directory}/data"\ntls_dir = "{self.directory.parent}/tls/{self.name}"\n'
-            f'vtep = "{self.vtep}"\nlog_level = "info"\n'
+            f'vtep = "{self.vtep}"\nlog_level = "info"\ndriver = "{driver}"\n'
             + ('[gateway]\nenabled = true\nexternal_device = "ext"\n' if self.gateway else "")
         )
         log = (self.directory / "log").open("ab")
         argv = self.space.argv(sys.executable, "-m", "networkd.daemon", "--config", str(config))
         argv.insert(1, f"--wd={self.directory.parent}")
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "SKYRACK_FAILPOINT": failpoint}
         self.processes.append(subprocess.Popen(argv, stdout=log, stderr=log, env=environment))
         log.close()
 

@@ -130,7 +130,8 @@ def read(path: str, ip: str = "192.168.0.11", network: str = NET) -> str | None:
 def test_metadata_documents() -> None:
     paths = [
         "/", "/openstack", "/openstack/latest", "/openstack/2018-08-27/meta_data.json", "/openstack/latest/network_data.json",
-        "/openstack/latest/user_data", "/openstack/latest/vendor_data.json", "/latest/meta-data/", "/latest/meta-data/instance-id",
+        "/openstack/latest/user_data", "/openstack/latest/vendor_data.json",
+        "/latest/meta-data/", "/latest/meta-data/instance-id",
         "/latest/meta-data/public-keys/", "/latest/meta-data/public-keys/0/",
         "/2009-04-04/meta-data/public-keys/0/openssh-key",
         "/latest/meta-data/placement/availability-zone", "/latest/meta-data/local-ipv4", "/latest/user-data",
