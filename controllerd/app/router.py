@@ -20,6 +20,7 @@ from controllerd.store import event, floating_ip, quota
 from controllerd.store import router as store
 from controllerd.store import subnet as subnet_store
 from controllerd.store.database import Tx
+from controllerd.store.network import NETWORKS
 from controllerd.store.node import NODES
 from controllerd.store.router import ROUTERS, Leg
 from daemonkit.errors import Conflict, InvalidArgument
@@ -117,7 +118,7 @@ class Routers:
         def add(tx: Tx) -> RouterView:
             router = _own(tx, caller, router_id)
             legs = store.legs(tx, router_id)
-            if subnet_id not in {leg.subnet.id for leg in legs}:
+            if subnet_id not in {leg.subnet.id for leg in legs if not leg.external}:
                 _add_leg(tx, caller, router, legs, seen(tx, caller, subnet_id))
             return _view(tx, router_id)
 
@@ -158,9 +159,9 @@ def _view(tx: Tx, router_id: str) -> RouterView:
 
 
 def _add_leg(tx: Tx, caller: Caller, router: Router, legs: list[Leg], subnet: Subnet) -> None:
+    if NETWORKS.get(tx, subnet.network_id).external:
+        raise InvalidArgument("subnet_id", "is of an external network: set that as the router's gateway")
     network = changeable(tx, caller, subnet.network_id)
-    if network.external:
-        raise InvalidArgument("subnet_id", "is of an external network: set it as the router's gateway")
     if not subnet.gateway_ip:
         raise InvalidArgument("subnet_id", "the subnet has no gateway address, which the router would take")
     if other := overlapping(subnet.cidr, (leg.subnet.cidr for leg in legs)):

@@ -16,7 +16,6 @@ ACCOUNTS_MAX = 20
 KEYS_MAX = 20
 
 _NAMED = {"1": "icmp", "6": "tcp", "17": "udp", "58": "icmpv6"}
-_PORTED = ("tcp", "udp", "132", "136")  # SCTP and UDP-Lite, too
 _ACCOUNT_NAME = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
 
 
@@ -110,7 +109,7 @@ def _ports(protocol: str, low: int, high: int) -> tuple[int, int]:
         return low, high
     if low == ANY and high == ANY:
         return low, high
-    if protocol not in _PORTED:
+    if protocol not in ("tcp", "udp"):
         raise InvalidArgument("port_min", "only with protocol tcp, udp, icmp or icmpv6")
     if low == ANY:
         raise InvalidArgument("port_min", "is missing (port_max is given)")

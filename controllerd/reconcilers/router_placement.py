@@ -31,7 +31,6 @@ class RouterPlacement:
 
     async def run(self) -> None:
         """Until cancelled."""
-        self._db.subscribe(self.notice)
         while True:
             await self.once()
             await asyncio.sleep(BETWEEN_PASSES_S)

@@ -21,11 +21,13 @@ from controllerd.app.port import NewPort, Ports, make_port, release_ports, take_
 from controllerd.app.router import Routers
 from controllerd.app.security_group import SecurityGroups
 from controllerd.app.subnet import Subnets
+from controllerd.domain import quota as quota_domain
 from controllerd.domain.address import HostRoute
 from controllerd.domain.policy import Caller
 from controllerd.domain.security_group import Account, Rule
 from controllerd.reconcilers.router_placement import place_homeless
 from controllerd.store import port as port_store
+from controllerd.store import quota
 from controllerd.store import server as server_store
 from controllerd.store.database import Tx
 from controllerd.store.server import SERVERS
@@ -259,8 +261,7 @@ async def test_only_touched_nodes_need_to_be_compiled(cloud: Cloud, admin: Calle
     driver = Driver(cloud, random.Random(seed), admin, member)
     await driver.rack()
     for resource in ("networks", "subnets", "routers", "floating_ips", "security_groups"):
-        sql = "INSERT INTO quota_limit VALUES (?, ?, -1)"
-        await cloud.database.write(lambda tx, r=resource: tx.run(sql, member.project_id, r))
+        await cloud.database.write(lambda tx, r=resource: quota.set_limit(tx, member.project_id, r, quota_domain.UNLIMITED))
     touched: set[str] = set()
     cloud.database.subscribe(touched.update)
     held: dict[str, dict[str, bytes]] = {n.id: {} for n in driver.nodes}
@@ -269,11 +270,7 @@ async def test_only_touched_nodes_need_to_be_compiled(cloud: Cloud, admin: Calle
     for number in range(160):
         clock.forward(1.0)
         name = await driver.step()
-
-        def compile_all(tx: Tx) -> dict[str, dict[str, bytes]]:
-            return {node_id: bodies(tx, node_id) for node_id in held}
-
-        fresh = await cloud.database.read(compile_all)
+        fresh = await cloud.database.read(lambda tx: {node.id: bodies(tx, node.id) for node in driver.nodes})
         held |= {node_id: fresh[node_id] for node_id in held if node_id in touched}
         touched.clear()
         for node_id, state in fresh.items():
