@@ -24,6 +24,7 @@ from daemonkit.transport import GrpcDialer
 from networkd.compile import metadata
 from networkd.drivers.base import Answer, Driver
 from networkd.reconcile import Reconciler
+from networkd.report import Reporter
 from networkd.session import NetworkAgent
 from networkd.spec.desired import Node
 
@@ -102,10 +103,9 @@ class Rooms:
 
     def __init__(self, settings: Config, node: Node, runtime: Runtime, ledger: Ledger, tls: TlsFiles) -> None:
         self.driver = _driver(settings, node, runtime, lambda *who: metadata.answer(self.reconciler.desired, *who))
-        self.reconciler = Reconciler(
-            self.driver, node, settings.data_dir / "zones.json", lambda objects: self.session.report(objects)
-        )
-        agent = NetworkAgent(self.reconciler, node, settings.listen, gateway=settings.gateway.enabled)
+        reporter = Reporter(lambda objects: self.session.report(objects))
+        self.reconciler = Reconciler(self.driver, node, settings.data_dir / "zones.json", reporter)
+        agent = NetworkAgent(self.reconciler, reporter, node, settings.listen, gateway=settings.gateway.enabled)
         boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         where = SessionSettings(settings.node, tuple(settings.controllers), boot_id)
         self.session = Session(agent, where, GrpcDialer(tls), ledger, runtime)

@@ -11,16 +11,18 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
-from networkd import report
+from prometheus_client import Counter, Histogram
+
+from daemonkit.metrics import REGISTRY
 from networkd.compile.layout import layout
 from networkd.compile.plan import Plan, plan
 from networkd.drivers.base import Driver
 from networkd.spec.desired import Desired, Node
 from networkd.spec.picture import HERE, ForgetFlows, Picture, Step, apply
-from skyrack.v1 import agent_pb2
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +31,22 @@ RETRY_FIRST_S = 0.5
 RETRY_MAX_S = 30.0
 ZONE_MAX = 65535
 
-Report = Callable[[Sequence[agent_pb2.ObservedObject]], None]
+REPAIRS = Counter("skyrack_networkd_drift_repairs_total", "steps that mended what somebody else changed", registry=REGISTRY)
+FAILURES = Counter("skyrack_networkd_step_failures_total", "steps that failed", registry=REGISTRY)
+RECONCILE_S = Histogram(
+    "skyrack_networkd_reconcile_seconds", "one pass from desired state to reports", registry=REGISTRY,
+    buckets=(0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1, 5, 30),
+)  # fmt: skip
+
+
+class Outcome(Protocol):
+    """Who hears what became of desired state."""
+
+    def expect(self, changed: set[str], desired: Desired) -> None:
+        """These keys "kind/id" are being worked on."""
+
+    def settle(self, kind: str, desired: Desired, faults: Mapping[str, str]) -> None:
+        """All of `kind` ("port", "router") are done, but for `faults`: owner -> why."""
 
 
 def assign_zones(held: Mapping[str, int], network_ids: set[str]) -> dict[str, int]:
@@ -45,9 +62,9 @@ def assign_zones(held: Mapping[str, int], network_ids: set[str]) -> dict[str, in
 
 
 class Reconciler:
-    def __init__(self, driver: Driver, node: Node, zones_file: Path | None, send: Report) -> None:
+    def __init__(self, driver: Driver, node: Node, zones_file: Path | None, outcome: Outcome) -> None:
         """`zones_file`: survives restarts, so that established flows keep their zone; None in a simulation."""
-        self._driver, self._node, self._send = driver, node, send
+        self._driver, self._node, self._outcome = driver, node, outcome
         self._zones_file = zones_file
         self._zones: dict[str, int] = {}
         self._wake = asyncio.Event()
@@ -55,12 +72,11 @@ class Reconciler:
         self._seen = Picture()
         self._fulfilled: Desired | None = None  # what the last pass without faults made true
         self.desired = Desired()
-        self.observations = report.Observations()
         self.passed = asyncio.Event()  # set after each pass
 
     def want(self, desired: Desired, changed: set[str]) -> None:
         self.desired = desired
-        self.observations.expect(changed, desired)
+        self._outcome.expect(changed, desired)
         self._wake.set()
 
     def look_again(self) -> None:
@@ -108,16 +124,16 @@ class Reconciler:
         await self._forget_zones(zones)
         self._look = self._look or bool(faults)
         self._fulfilled = None if faults else desired
-        report.RECONCILE_S.observe(time.perf_counter() - began_s)
+        RECONCILE_S.observe(time.perf_counter() - began_s)
         return faults
 
     async def _carry_out(self, desired: Desired, want: Picture, steps: Plan) -> dict[str, str]:
         faults = dict(want.faults)
         faults |= await self._do(steps.edge)
-        self._tell("port", desired, faults)
+        self._outcome.settle("port", desired, faults)
         for router in dict.fromkeys(s.owner for s in steps.routers):  # each by itself: one that fails stops no other
             faults |= await self._do([s for s in steps.routers if s.owner == router])
-        self._tell("router", desired, faults)
+        self._outcome.settle("router", desired, faults)
         faults |= await self._do(steps.services)
         return {k: v for k, v in faults.items() if k not in want.faults}
 
@@ -130,17 +146,12 @@ class Reconciler:
                 apply(self._seen, step)
             else:
                 faults.setdefault(step.owner, fault)
-                report.FAILURES.inc()
+                FAILURES.inc()
                 log.warning("step failed", extra={"owner": step.owner, "why": fault})
         return faults
 
-    def _tell(self, kind: str, desired: Desired, faults: Mapping[str, str]) -> None:
-        changed = self.observations.settle(kind, desired, faults)
-        if changed:
-            self._send(changed)
-
     def _count_drift(self, steps: Plan) -> None:
-        report.REPAIRS.inc(len(steps.steps))
+        REPAIRS.inc(len(steps.steps))
         log.warning("mending drift", extra={"steps": [f"{type(s).__name__} {s.owner}" for s in steps.steps[:20]]})
 
     # ---- zones

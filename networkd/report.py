@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import Gauge
 
 from daemonkit.metrics import REGISTRY
 from networkd.spec.desired import Desired
@@ -13,22 +13,20 @@ from skyrack.v1 import agent_pb2
 PORTS = Gauge("skyrack_networkd_ports", "ports on this node", ["state"], registry=REGISTRY)
 SEGMENTS = Gauge("skyrack_networkd_segments", "networks on this node", registry=REGISTRY)
 ROUTERS = Gauge("skyrack_networkd_routers", "routers on this node", ["state"], registry=REGISTRY)
-REPAIRS = Counter("skyrack_networkd_drift_repairs_total", "steps that mended what somebody else changed", registry=REGISTRY)
-FAILURES = Counter("skyrack_networkd_step_failures_total", "steps that failed", registry=REGISTRY)
-RECONCILE_S = Histogram(
-    "skyrack_networkd_reconcile_seconds", "one pass from desired state to reports", registry=REGISTRY,
-    buckets=(0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1, 5, 30),
-)  # fmt: skip
 
 PENDING, READY = agent_pb2.OBSERVED_STATE_PENDING, agent_pb2.OBSERVED_STATE_READY
 FAILED, GONE = agent_pb2.OBSERVED_STATE_FAILED, agent_pb2.OBSERVED_STATE_GONE
 
 
-class Observations:
-    """Objects by key "port/<id>" or "router/<id>". Pure memory: after a restart everything is PENDING until looked at."""
+Send = Callable[[Sequence[agent_pb2.ObservedObject]], None]
 
-    def __init__(self) -> None:
-        self._objects: dict[str, agent_pb2.ObservedObject] = {}
+
+class Reporter:
+    """What the reconciler tells, kept and sent on. Pure memory: after a restart everything is PENDING until looked at."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._objects: dict[str, agent_pb2.ObservedObject] = {}  # "port/<id>" or "router/<id>"
 
     def all(self) -> list[agent_pb2.ObservedObject]:
         return list(self._objects.values())
@@ -40,20 +38,9 @@ class Observations:
             if kind in ("port", "router") and (identity in desired.ports or identity in desired.routers):
                 self._objects[key] = _object(key, PENDING, "", ())
 
-    def settle(self, kind: str, desired: Desired, faults: Mapping[str, str]) -> list[agent_pb2.ObservedObject]:
-        """After a pass over `kind`; gives what changed. `faults`: owner -> why."""
-        wanted = {k: f for k, f in desired.faults.items() if k.startswith(kind + "/")}
-        held = desired.ports if kind == "port" else desired.routers
-        fresh = {key: _object(key, FAILED, why, ()) for key, why in wanted.items()}
-        for identity in held:
-            key = f"{kind}/{identity}"
-            why = _fault(key, desired, faults)
-            ips = (
-                [f.ip for f in desired.routers[identity].floating_ips]
-                if kind == "router" and not why and desired.routers[identity].admin_up
-                else []
-            )
-            fresh[key] = _object(key, FAILED if why else READY, why, ips)
+    def settle(self, kind: str, desired: Desired, faults: Mapping[str, str]) -> None:
+        """After a pass over all of `kind`; sends what changed. `faults`: owner -> why."""
+        fresh = _fresh(kind, desired, faults)
         changed = [o for key, o in fresh.items() if self._objects.get(key) != o]
         for key in [k for k in self._objects if k.startswith(kind + "/") and k not in fresh]:
             del self._objects[key]
@@ -61,13 +48,27 @@ class Observations:
         self._objects |= fresh
         self._count(kind)
         SEGMENTS.set(len(desired.segments))
-        return changed
+        if changed:
+            self._send(changed)
 
     def _count(self, kind: str) -> None:
         gauge = PORTS if kind == "port" else ROUTERS
         states = [(o.port if kind == "port" else o.router).state for k, o in self._objects.items() if k.startswith(kind + "/")]
         for label, state in (("ready", READY), ("pending", PENDING), ("failed", FAILED)):
             gauge.labels(label).set(states.count(state))
+
+
+def _fresh(kind: str, desired: Desired, faults: Mapping[str, str]) -> dict[str, agent_pb2.ObservedObject]:
+    refused = {k: why for k, why in desired.faults.items() if k.startswith(kind + "/")}
+    fresh = {key: _object(key, FAILED, why, ()) for key, why in refused.items()}
+    for identity in desired.ports if kind == "port" else desired.routers:
+        key = f"{kind}/{identity}"
+        why = _fault(key, desired, faults)
+        ips: list[str] = []
+        if kind == "router" and not why and desired.routers[identity].admin_up:
+            ips = [f.ip for f in desired.routers[identity].floating_ips]
+        fresh[key] = _object(key, FAILED if why else READY, why, ips)
+    return fresh
 
 
 def _fault(key: str, desired: Desired, faults: Mapping[str, str]) -> str:

@@ -9,6 +9,7 @@ from daemonkit import desired
 from daemonkit.errors import InvalidArgument
 from networkd import wire
 from networkd.reconcile import Reconciler
+from networkd.report import Reporter
 from networkd.spec.desired import Node
 from skyrack.v1 import agent_pb2
 
@@ -17,8 +18,8 @@ class NetworkAgent:
     kind = agent_pb2.AGENT_KIND_NETWORKD
     version = version("skyrack")
 
-    def __init__(self, reconciler: Reconciler, node: Node, listen: str, *, gateway: bool) -> None:
-        self._reconciler = reconciler
+    def __init__(self, reconciler: Reconciler, reporter: Reporter, node: Node, listen: str, *, gateway: bool) -> None:
+        self._reconciler, self._reporter = reconciler, reporter
         network = agent_pb2.NetworkInventory(vtep=node.vtep, gateway=gateway, underlay_mtu=node.underlay_mtu)
         self._inventory = agent_pb2.Inventory(address=listen, network=network)
 
@@ -29,7 +30,7 @@ class NetworkAgent:
         self._reconciler.want(wire.update(self._reconciler.desired, mirror.objects, changed), changed)
 
     def observe(self) -> list[agent_pb2.ObservedObject]:
-        return self._reconciler.observations.all()
+        return self._reporter.all()
 
     async def run_task(self, task: agent_pb2.Task) -> agent_pb2.TaskResult:
         _unknown("task.action")

@@ -15,6 +15,7 @@ from networkd.compile.layout import layout
 from networkd.compile.plan import plan
 from networkd.drivers.fake import FakeDriver
 from networkd.reconcile import Reconciler, assign_zones
+from networkd.report import Reporter
 from networkd.spec.desired import Desired, Node
 from networkd.spec.picture import (
     AddFact,
@@ -178,10 +179,11 @@ def runtime(seed: int) -> Runtime:
 async def test_reports_and_retries_on_the_fake() -> None:
     driver = FakeDriver(runtime(1), "ext", failure_rate=0.3)
     reports: list[agent_pb2.ObservedObject] = []
-    reconciler = Reconciler(driver, NODE, None, reports.extend)
+    reporter = Reporter(reports.extend)
+    reconciler = Reconciler(driver, NODE, None, reporter)
     objects = [segment(), external(), group(OPEN, rule("icmp")), port(11, NET, OPEN), router(("203.0.113.100", "192.168.0.11"))]
     reconciler.want(desired(objects), {key_of(o) for o in objects})
-    assert {o.port.state for o in reconciler.observations.all() if o.HasField("port")} == {agent_pb2.OBSERVED_STATE_PENDING}
+    assert {o.port.state for o in reporter.all() if o.HasField("port")} == {agent_pb2.OBSERVED_STATE_PENDING}
     for _ in range(50):
         if not await reconciler.once():
             break
@@ -199,7 +201,7 @@ async def test_reports_and_retries_on_the_fake() -> None:
 
 async def test_a_dying_dnsmasq_wakes_the_loop() -> None:
     driver = FakeDriver(runtime(2), "ext")
-    reconciler = Reconciler(driver, NODE, None, lambda _objects: None)
+    reconciler = Reconciler(driver, NODE, None, Reporter(lambda _objects: None))
     reconciler.want(desired([segment(), port(11, NET)]), set())
     async with asyncio.TaskGroup() as group_:
         loop = group_.create_task(reconciler.run())
@@ -214,7 +216,8 @@ async def test_a_dying_dnsmasq_wakes_the_loop() -> None:
 async def test_a_segment_fault_is_its_ports_fault() -> None:
     driver = FakeDriver(runtime(3), "ext")
     reports: list[agent_pb2.ObservedObject] = []
-    reconciler = Reconciler(driver, NODE, None, reports.extend)
+    reporter = Reporter(reports.extend)
+    reconciler = Reconciler(driver, NODE, None, reporter)
     objects = [external(), port(11, OTHER_NET), port(12, external().id)]
     reconciler.want(desired(objects), set())
     await reconciler.once()
@@ -225,7 +228,8 @@ async def test_a_segment_fault_is_its_ports_fault() -> None:
 async def test_nothing_forwards_before_rules_are_in_force() -> None:
     driver = FakeDriver(runtime(4), "ext", failure_rate=1.0)
     reports: list[agent_pb2.ObservedObject] = []
-    reconciler = Reconciler(driver, NODE, None, reports.extend)
+    reporter = Reporter(reports.extend)
+    reconciler = Reconciler(driver, NODE, None, reporter)
     reconciler.want(desired([segment(), port(11, NET)]), set())
     assert await reconciler.once()
     assert not driver.picture.links.keys() - {("", "ext")}
