@@ -32,7 +32,7 @@ class Config:
     disks_dir: Path = option(Path(f"{_DATA}/disks"), "root disks and config drives, one directory a server")
     console_dir: Path = option(Path(f"{_DATA}/console"), "sockets and logs of the serial consoles")
     nbd_tls_dir: Path = option(Path("/etc/skyrack/nbd-tls"), "certificates for QEMU, made from tls_dir; see qemu.conf")
-    qemu_group: str = option("", "group that may read QEMU's key and cached images; empty = root only")
+    qemu_group: str = option("", "group that may read the key in nbd_tls_dir; empty = root only")
     vnc: bool = option(False, "give every server a screen, as VNC on a unix socket in console_dir")
     tb_cache_mib: int = option(64, "translation cache of an emulated guest (virt_type qemu)")
     spare_pci_ports: int = option(8, "free slots for hot plug in every server")

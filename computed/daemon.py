@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import sys
-from contextlib import AsyncExitStack
+from collections.abc import Coroutine
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 from computed.config import Config
@@ -32,6 +34,8 @@ from daemonkit.session import Session, SessionSettings
 from daemonkit.tls import TlsFiles
 from daemonkit.transport import Dialer, GrpcDialer
 
+SURVEY_LIMIT_S = 5.0
+NBD_TLS_INTERVAL_S = 600.0
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -57,9 +61,16 @@ class Computed:
         await self.session.restore()
         async with asyncio.TaskGroup() as group:
             group.create_task(self.reconciler.run())
-            group.create_task(self.session.run())
+            group.create_task(self._converse())
             interval_s = self._settings.sample_interval_s
             group.create_task(sample_usage(self._hypervisor, self.session, self._runtime, interval_s))
+
+    async def _converse(self) -> None:
+        """Begins when we know what is here, as the first report is a whole one; a hypervisor that is away can't stop it."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(SURVEY_LIMIT_S):
+                await self.reconciler.surveyed.wait()
+        await self.session.run()
 
 
 def xml_settings(settings: Config) -> XmlSettings:
@@ -105,8 +116,6 @@ async def serve(settings: Config, life: lifecycle.Lifecycle) -> None:
     if tls.identity().node != settings.node:
         raise ConfigError(f"node is {settings.node!r}, but the certificate is of {tls.identity().node!r}")
     async with AsyncExitStack() as stack:
-        if settings.driver == "libvirt":
-            nbd_tls.prepare(tls, settings.nbd_tls_dir, settings.qemu_group)
         hypervisor, store = drivers(settings, runtime)
         stack.callback(store.close)
         ledger = Ledger(settings.data_dir / "ledger" / "ledger.sqlite", runtime)
@@ -120,12 +129,23 @@ async def serve(settings: Config, life: lifecycle.Lifecycle) -> None:
             metrics.INFO.labels("computed", VERSION).set(1)
             stack.callback(metrics.serve(settings.metrics_listen).shutdown)
         computed = Computed(settings, hypervisor, store, ledger, GrpcDialer(tls), runtime, _boot_id())
-        await _until_stopped(computed, life)
+        jobs = [computed.run(), metrics.watch_loop_lag()]
+        if settings.driver == "libvirt":
+            nbd_tls.prepare(tls, settings.nbd_tls_dir, settings.qemu_group)
+            jobs.append(_renew_nbd_tls(tls, settings))
+        await _until_stopped(jobs, life)
 
 
-async def _until_stopped(computed: Computed, life: lifecycle.Lifecycle) -> None:
+async def _renew_nbd_tls(tls: TlsFiles, settings: Config) -> None:
+    """QEMU uses the certificates in use when it opens a volume: keep them as fresh as the node's own."""
+    while True:
+        await asyncio.sleep(NBD_TLS_INTERVAL_S)
+        nbd_tls.prepare(tls, settings.nbd_tls_dir, settings.qemu_group)
+
+
+async def _until_stopped(jobs: list[Coroutine[None, None, None]], life: lifecycle.Lifecycle) -> None:
     async with asyncio.TaskGroup() as group:
-        work = [group.create_task(computed.run()), group.create_task(metrics.watch_loop_lag())]
+        work = [group.create_task(job) for job in jobs]
         life.ready("serving")
         await life.stopping.wait()
         for task in work:
@@ -145,6 +165,7 @@ def main() -> int:
     if arguments.print_config:
         print(config.describe(Config), end="")
         return 0
+    os.umask(0o077)  # disks, user data and keys are nobody else's; what QEMU's user must reach is opened one by one
     try:
         settings = config.load(Config, arguments.config)
         settings.for_daemon()

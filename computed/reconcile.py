@@ -117,6 +117,7 @@ class Reconciler:
         self._sweep = asyncio.Event()
         self._group: asyncio.TaskGroup | None = None
         self.observed: dict[str, Observed] = {}
+        self.surveyed = asyncio.Event()  # the first sweep is over: `observed` holds every server
 
     # ---- what wakes it
 
@@ -135,6 +136,9 @@ class Reconciler:
         self._store.keep_images(list(self._desired.values()))
         for server_id in changed:
             self.wake(server_id)
+
+    def wanted(self) -> list[str]:
+        return list(self._desired)
 
     def server(self, server_id: str) -> Server | None:
         return self._desired.get(server_id)
@@ -179,9 +183,18 @@ class Reconciler:
             except SkyrackError as error:
                 log.info("no sweep", extra={"why": error.message})
                 continue
+            self._survey({domain.server_id: domain for domain in there})
             strangers = {domain.server_id for domain in there} | self._store.servers() | self.observed.keys()
             for server_id in strangers | self._desired.keys():
                 self.wake(server_id)
+
+    def _survey(self, there: Mapping[str, Domain]) -> None:
+        """Tells what is there of servers that were not told of yet, before anything is done to them."""
+        for server_id, server in self._desired.items():
+            if server_id not in self.observed:
+                facts = self._facts_with(server, self._memory[server_id], there.get(server_id))
+                self.observed[server_id] = observe(server, facts, None)
+        self.surveyed.set()
 
     # ---- one pass
 
@@ -271,7 +284,9 @@ class Reconciler:
         return facts, min(waits) - asyncio.get_running_loop().time() if waits else None
 
     async def _facts(self, server: Server, memory: Memory) -> Facts:
-        domain = await self._hypervisor.look(server.server_id)
+        return self._facts_with(server, memory, await self._hypervisor.look(server.server_id))
+
+    def _facts_with(self, server: Server, memory: Memory, domain: Domain | None) -> Facts:
         self._remember(server, memory, domain)
         ended = domain is not None and domain.state is DomainState.SHUTOFF and domain.guest_ended
         now = asyncio.get_running_loop().time()
@@ -350,7 +365,7 @@ class Reconciler:
         self._milestone(memory, "running")
 
     def _milestone(self, memory: Memory, name: str) -> None:
-        if name == "image":
+        if name == "image" or name in memory.milestones:  # another launch begins
             memory.milestones.clear()
         memory.milestones[name] = self._runtime.clock.wall_s()
 
@@ -367,6 +382,7 @@ class Reconciler:
 
     def _tell_unknown(self, server: Server, trouble: Trouble) -> None:
         """The hypervisor does not answer: what was last seen of the server stays, a new one is being waited for."""
-        before = self.observed.get(server.server_id)
-        if before is None:
-            self._tell(server.server_id, Observed(ObservedState.PENDING, fault=trouble.fault))
+        memory = self._memory.get(server.server_id)
+        if server.server_id not in self.observed and memory is not None and memory.tell:
+            memory.tell = False
+            self._publish(server.server_id, Observed(ObservedState.PENDING, fault=trouble.fault))

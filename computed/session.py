@@ -7,7 +7,7 @@ import logging
 from computed import wire
 from computed.drivers.base import Hypervisor, Store
 from computed.reconcile import Reconciler
-from computed.spec import GIB, Server
+from computed.spec import GIB, Observed, ObservedState, Server
 from daemonkit import desired
 from daemonkit.errors import DeadlineExceeded, InvalidArgument, NotFound
 from daemonkit.runtime import Runtime
@@ -65,7 +65,10 @@ class ComputeAgent:
         self._reconciler.desire(orders)
 
     def observe(self) -> list[agent_pb2.ObservedObject]:
-        return [wire.observed(server_id, seen) for server_id, seen in self._reconciler.observed.items()]
+        """Servers that nobody could look at yet are pending: left out, they would be taken for gone."""
+        unseen = Observed(ObservedState.PENDING, fault="the hypervisor was not reached yet")
+        seen = dict.fromkeys(self._reconciler.wanted(), unseen) | self._reconciler.observed
+        return [wire.observed(server_id, observed) for server_id, observed in seen.items()]
 
     async def run_task(self, task: agent_pb2.Task) -> agent_pb2.TaskResult:
         if task.HasField("deadline") and task.deadline.ToNanoseconds() / 1e9 < self._runtime.clock.wall_s():

@@ -94,7 +94,7 @@ class Store(Protocol):
     async def remove(self, server_id: str) -> None: ...
 
     async def console_log(self, server_id: str, bytes_max: int) -> bytes:
-        """The last bytes. Errors: NotFound."""
+        """The last bytes; empty when it never ran."""
 
     def disk_bytes(self) -> int:
         """Size of the file system that holds the root disks."""

@@ -257,8 +257,8 @@ class FakeStore:
         self._machine.config_drives.discard(server_id)
 
     async def console_log(self, server_id: str, bytes_max: int) -> bytes:
-        console = self._machine.domain(server_id).console
-        return console[-bytes_max:] if bytes_max else b""
+        domain = self._machine.domains.get(server_id)
+        return domain.console[-bytes_max:] if domain and bytes_max else b""
 
     def disk_bytes(self) -> int:
         return self._machine.disk_bytes

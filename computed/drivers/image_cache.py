@@ -27,6 +27,7 @@ from daemonkit.runtime import Runtime
 log = logging.getLogger(__name__)
 
 READ_BYTES = 1 << 20
+PARTIAL_LIFETIME_S = 86_400.0  # a broken download that nobody went on with
 INSPECTION_LIMITS = command.Limits(memory_bytes=1 << 30, cpu_s=30)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -39,7 +40,9 @@ class ImageCache:
         self._directory, self._bytes_max, self._source, self._in_use = directory, bytes_max, source, in_use
         self._threads = runtime.threads("images", 2)
         self._fetching: dict[str, asyncio.Lock] = {}
-        directory.mkdir(parents=True, exist_ok=True, mode=0o755)
+        directory.mkdir(parents=True, exist_ok=True)
+        directory.chmod(0o711)
+        _forget_old_partials(directory, runtime.clock.wall_s())
         self._held = {path.stem for path in directory.glob("*.img") if _SHA256.fullmatch(path.stem)}
         self._count()
 
@@ -139,6 +142,12 @@ class ImageCache:
 
     def close(self) -> None:
         self._threads.close()
+
+
+def _forget_old_partials(directory: Path, now_s: float) -> None:
+    for path in directory.glob("*.partial"):
+        if path.stat().st_mtime < now_s - PARTIAL_LIFETIME_S:
+            path.unlink()
 
 
 # ---- in a thread

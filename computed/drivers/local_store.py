@@ -21,7 +21,7 @@ from computed.drivers.image_cache import ImageCache
 from computed.qcow2 import read_header
 from computed.spec import GIB, Files, Image, Server
 from daemonkit import command, failpoint
-from daemonkit.errors import InvalidArgument, NotFound
+from daemonkit.errors import InvalidArgument
 from daemonkit.runtime import Runtime
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class LocalStore:
         self._threads = runtime.threads("store", 2)
         self._images = ImageCache(images_dir, images_max_bytes, source, runtime, self._images_in_use)
         for directory in (disks_dir, console_dir):
-            directory.mkdir(parents=True, exist_ok=True, mode=0o711)
+            _make_directory(directory)
 
     # ---- looking
 
@@ -92,7 +92,7 @@ class LocalStore:
         await self._images.fetch(server.image)
 
     async def make_disks(self, server: Server) -> None:
-        (self._disks_dir / server.server_id).mkdir(mode=0o711, exist_ok=True)
+        _make_directory(self._disks_dir / server.server_id)
         try:
             async with asyncio.TaskGroup() as group:
                 if not root_disk_path(self._disks_dir, server.server_id).exists():
@@ -113,6 +113,7 @@ class LocalStore:
             str(partial), str(size_bytes),
             timeout_s=QEMU_IMG_TIMEOUT_S, limits=QEMU_IMG_LIMITS,
         )  # fmt: skip
+        partial.chmod(0o600)
         failpoint.hit("computed.disk.made")
         partial.replace(path)
 
@@ -123,7 +124,7 @@ class LocalStore:
         path = config_drive_path(self._disks_dir, server.server_id)
         partial = path.with_name(path.name + ".partial")
         partial.write_bytes(config_drive(server))
-        partial.chmod(0o644)
+        partial.chmod(0o600)  # it may hold secrets; libvirt hands it to QEMU
         partial.replace(path)
 
     # ---- ending
@@ -143,10 +144,8 @@ class LocalStore:
         return await self._threads.run(self._console_log, server_id, bytes_max)
 
     def _console_log(self, server_id: str, bytes_max: int) -> bytes:
-        """The current piece, and as many older ones as it takes."""
+        """The current piece, and as many older ones as it takes. A server that never ran has said nothing."""
         current = console_log_path(self._console_dir, server_id)
-        if not current.exists():
-            raise NotFound("console log of server", server_id)
         text = b""
         for path in (current, *(current.with_name(f"{current.name}.{n}") for n in range(ROTATED_LOGS))):
             if len(text) >= bytes_max or not path.exists():
@@ -157,6 +156,12 @@ class LocalStore:
     def close(self) -> None:
         self._images.close()
         self._threads.close()
+
+
+def _make_directory(path: Path) -> None:
+    """Passed through by QEMU's user, listed by nobody but us."""
+    path.mkdir(parents=True, exist_ok=True)
+    path.chmod(0o711)
 
 
 def _is_uuid(text: str) -> bool:

@@ -1,8 +1,8 @@
 """Certificates in the names QEMU wants them, for volumes over NBD with TLS.
 
-Whoever runs libvirtd sets in qemu.conf: nbd_tls = 1, nbd_tls_x509_cert_dir = "/etc/skyrack/nbd-tls" (or what nbd_tls_dir
-says), and nbd_tls_x509_verify may stay as it is. QEMU reads them when a volume is opened, so a renewed certificate is used
-by the next attachment.
+Whoever runs libvirtd sets in qemu.conf: nbd_tls_x509_cert_dir = "/etc/skyrack/nbd-tls" (or what nbd_tls_dir
+says; the directory must exist when libvirtd starts). QEMU reads them when a volume is opened, so a renewed certificate is
+used by the next attachment.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+import time
 import tomllib
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -104,6 +105,7 @@ class Controller(agent_pb2_grpc.AgentServiceServicer):
         self.desired: dict[str, agent_pb2.DesiredObject] = {}
         self.observed: dict[str, agent_pb2.ObservedServer] = {}
         self.history: list[tuple[str, agent_pb2.ObservedServer]] = []
+        self.arrived: dict[str, float] = {}  # server id -> when it was first reported running
         self.results: dict[str, agent_pb2.TaskResult] = {}
         self.answers: dict[str, agent_pb2.Answer] = {}
         self.samples: dict[tuple[str, int], agent_pb2.Sample] = {}
@@ -127,6 +129,8 @@ class Controller(agent_pb2_grpc.AgentServiceServicer):
         match message.WhichOneof("body"):
             case "report":
                 for seen in message.report.objects:
+                    if seen.server.state == RUNNING:
+                        self.arrived.setdefault(seen.id, time.perf_counter())
                     self.observed[seen.id] = seen.server
                     self.history.append((seen.id, seen.server))
                 ack = agent_pb2.ReportAck(seq=message.report.seq)

@@ -78,9 +78,30 @@ async def test_running_guests_are_adopted(rig: Rig, mini_image: bytes) -> None:
 
     rig.controller.observed.clear()  # the controller loses its memory too: the next session begins with a whole report
     await rig.kill_agent()
+    first = len(rig.controller.history)
     await rig.start_agent()
     await rig.controller.wait(server_id, RUNNING)
+    assert {seen.state for _id, seen in rig.controller.history[first:]} == {RUNNING}  # never told as less
     assert guest_pid(rig, server_id) == guest
+
+
+async def test_libvirtd_that_hangs_is_noticed_and_survived(rig: Rig, mini_image: bytes) -> None:
+    """Only keepalive tells: calls into a stopped libvirtd would wait for ever."""
+    server_id = str(uuid.uuid4())
+    await rig.start_agent()
+    spec = rig.new_server(mini_image, agent_pb2.POWER_PREPARED)
+    await rig.controller.put(server_id, spec)
+    await rig.controller.wait(server_id, agent_pb2.OBSERVED_STATE_READY)
+    await rig.host.signal_unit("libvirtd", signal.SIGSTOP)
+    try:
+        spec.power = agent_pb2.POWER_RUNNING
+        await rig.controller.put(server_id, spec)
+        await until(lambda: "connection to libvirtd lost" in rig.log(), "the loss in the log")
+        question = agent_pb2.Query(read_console_log=agent_pb2.ReadConsoleLog(server_id=server_id))
+        assert (await rig.controller.ask("q1", question)).ok  # the rest of the daemon lives on
+    finally:
+        await rig.host.signal_unit("libvirtd", signal.SIGCONT)
+    await rig.controller.wait(server_id, RUNNING)
 
 
 async def test_works_without_a_controller(rig: Rig, mini_image: bytes) -> None:
