@@ -166,7 +166,7 @@ def _print_env(env: dict[str, str]) -> None:
 def execute(rack: Rack, node: str, command: tuple[str, ...]) -> None:
     """Runs COMMAND in NODE, or with the network of the client on the `internet`."""
     try:
-        argv = rack.enter(node, *command)
+        argv = rack.enter(node, *(command[1:] if command[0] == "--" else command))
     except SkyrackError as error:
         raise click.ClickException(error.message) from None
     os.execvp(argv[0], argv)
