@@ -4,7 +4,7 @@ Endpoints are tried in turn; a standby names the leader and is believed at once.
 - a connection that could not be made has carried nothing, so any call goes to the next endpoint;
 - NOT_LEADER means the call was not carried out, so any call follows the leader;
 - a connection that breaks under a call, or UNAVAILABLE: only calls marked `Retry.SAFE` are sent again (reads, absolute updates,
-  creates with an idempotency key), the same bytes under the same request id;
+  deletes, creates with an idempotency key), the same bytes under the same request id;
 - UNAUTHENTICATED: one new token by password, then the call again;
 - anything else is the answer.
 Every retry is bounded by `Patience`.

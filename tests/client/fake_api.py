@@ -17,7 +17,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import grpc
 from cryptography import x509
 from google.protobuf.empty_pb2 import Empty
 
@@ -482,8 +481,3 @@ def _copy(request: Any, row: Any) -> None:
             getattr(row, field.name).CopyFrom(value)
         else:
             setattr(row, field.name, value)
-
-
-def plain_status(code: grpc.StatusCode) -> Exception:
-    """For `before`: an error of the fake itself, as a bug would make it."""
-    return RuntimeError(code.name)
