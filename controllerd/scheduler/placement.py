@@ -39,13 +39,21 @@ def place(candidates: Sequence[Candidate], request: Request, ratios: Ratios) -> 
     """The best node that passes every filter. Errors: NoValidHost, with counts per filter and no names of nodes."""
     best: Candidate | None = None
     best_weight: tuple[bool, int, int] = (False, 0, 0)
-    for candidate in candidates:
-        if _refused_by(candidate, request, ratios):
+    vcpu_ratio, memory_ratio, disk_ratio = ratios.vcpu, ratios.memory, ratios.disk
+    vcpus, memory_mib, disk_gib, image = request.vcpus, request.memory_mib, request.disk_gib, request.image_sha256
+    for c in candidates:
+        if (  # the cheap half of `_refused_by`, in line: there may be a thousand nodes
+            c.memory_mib_claimed + memory_mib > c.memory_mib * memory_ratio
+            or c.vcpus_claimed + vcpus > c.vcpus * vcpu_ratio
+            or c.disk_gib_claimed + disk_gib > c.disk_gib * disk_ratio
+            or not c.in_session
+        ):
             continue
-        free_mib = int(candidate.memory_mib * ratios.memory) - candidate.memory_mib_claimed
-        weight = (request.image_sha256 in candidate.images, free_mib, -candidate.servers)
-        if best is None or weight > best_weight or (weight == best_weight and candidate.name < best.name):
-            best, best_weight = candidate, weight
+        weight = (image in c.images, int(c.memory_mib * memory_ratio) - c.memory_mib_claimed, -c.servers)
+        if best is not None and (weight < best_weight or (weight == best_weight and c.name > best.name)):
+            continue
+        if not _refused_by(c, request, ratios):
+            best, best_weight = c, weight
     if best is None:
         raise refusal(refusals(candidates, request, ratios))
     return best

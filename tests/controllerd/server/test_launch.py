@@ -31,9 +31,7 @@ async def test_a_server_is_placed_launched_and_removed(rig: Rig, tenant: Caller)
 
 async def test_fifty_at_once_at_a_quota_of_ten(rig: Rig, tenant: Caller) -> None:
     flavor, image = await rig.equip(tenant, nodes=4)
-    answers = await asyncio.gather(
-        *(rig.create(tenant, flavor, image, f"s{n}") for n in range(50)), return_exceptions=True
-    )
+    answers = await asyncio.gather(*(rig.create(tenant, flavor, image, f"s{n}") for n in range(50)), return_exceptions=True)
     refused = [a for a in answers if isinstance(a, QuotaExceeded)]
     assert len(refused) == 40 and refused[0].metadata["resource"] == "servers"
     await rig.run()
