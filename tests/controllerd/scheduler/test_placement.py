@@ -14,6 +14,7 @@ from daemonkit.errors import NoValidHost
 
 SHA = "a" * 64
 NODE = Candidate("1", "k1", True, True, True, False, 4, 4096, 100, 0, 0, 0, 0, frozenset())
+EVEN = Ratios()
 SMALL = Request(1, 512, 1, SHA)
 
 
@@ -21,7 +22,7 @@ def node(name: str, **changes: object) -> Candidate:
     return replace(NODE, node_id=f"id-{name}", name=name, **changes)  # type: ignore[arg-type]
 
 
-def refused(candidates: list[Candidate], request: Request = SMALL, ratios: Ratios = Ratios()) -> NoValidHost:
+def refused(candidates: list[Candidate], request: Request = SMALL, ratios: Ratios = EVEN) -> NoValidHost:
     with pytest.raises(NoValidHost) as error:
         place(candidates, request, ratios)
     return error.value
@@ -77,8 +78,10 @@ def test_over_commit() -> None:
 SIZES = st.integers(0, 64)
 CANDIDATES = st.lists(
     st.builds(
-        lambda i, e, s, lo, v, m, d, vc, mc, dc: node(f"k{i}", enabled=e, in_session=s, lost=lo, vcpus=v, memory_mib=m, disk_gib=d,
-                                                      vcpus_claimed=vc, memory_mib_claimed=mc, disk_gib_claimed=dc),
+        lambda i, e, s, lo, v, m, d, vc, mc, dc: node(
+            f"k{i}", enabled=e, in_session=s, lost=lo, vcpus=v, memory_mib=m, disk_gib=d, vcpus_claimed=vc,
+            memory_mib_claimed=mc, disk_gib_claimed=dc,
+        ),
         st.integers(0, 9), st.booleans(), st.booleans(), st.booleans(), SIZES, SIZES, SIZES, SIZES, SIZES, SIZES,
     ), max_size=8,
 )  # fmt: skip

@@ -9,7 +9,7 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,6 +34,7 @@ from controllerd.domain.placement import Ratios
 from controllerd.domain.policy import Caller
 from controllerd.leadership.commit_log import LocalLog
 from controllerd.reconcilers.lost_node import give_up
+from controllerd.store import agent_task
 from controllerd.store import task as task_store
 from controllerd.store.database import Database, Tx
 from controllerd.store.flavor import FLAVORS
@@ -166,12 +167,12 @@ class Rig:
         return flavor
 
     async def add_image(self, caller: Caller, **changes: Any) -> Image:
-        values = dict(
+        image = Image(
             id=self.runtime.new_id(), name="mini", project_id=caller.project_id, public=True, state="ACTIVE", format="qcow2",
             size_bytes=1 << 20, virtual_bytes=64 << 20, sha256=SHA, min_disk_gib=0, min_memory_mib=0, fault_reason="",
             fault_message="", properties={}, created_at=self.clock.now_s, md5="", sha512="",
         )  # fmt: skip
-        image = Image(**{**values, **changes})  # type: ignore[arg-type]
+        image = replace(image, **changes)
         await self.database.write(lambda tx: IMAGES.insert(tx, image))
         return image
 
@@ -266,8 +267,7 @@ class Rig:
 
     async def _run_orders(self, scripted: ScriptedNode) -> None:
         for row in await self.rows("SELECT id FROM agent_task WHERE node_id = ? AND ended = 0", scripted.node.id):
-            sql = "UPDATE agent_task SET ended = 1, ok = 1 WHERE id = ?"
-            await self.write(lambda tx, order=row["id"]: tx.run(sql, order))
+            await self.write(lambda tx, order=row["id"]: agent_task.end(tx, scripted.node.id, order, True, "", ""))
 
     async def report(self, scripted: ScriptedNode, agent: str, objects: list[pb.ObservedObject], whole: bool = False) -> None:
         report = pb.Report(objects=objects, whole=whole)
