@@ -109,7 +109,7 @@ def observe_blob(blob: Blob | None, held: HeldBlob | None, fault: str) -> Observ
     return Observed(State.READY, "", held.size_bytes)
 
 
-def observe_leaving(export_id: str, held: HeldVolume | None) -> Observed:
-    """An export that is wanted no more: gone only when nobody can write through any form of it."""
-    served = held is not None and any(tag.startswith(f"e-{export_id}-") for tag in held.tags)
+def observe_leaving(export_id: str, held: Iterable[HeldVolume]) -> Observed:
+    """An export that is wanted no more: gone only when nobody can write through any form of it, to any volume."""
+    served = any(tag.startswith(f"e-{export_id}-") for volume in held for tag in volume.tags)
     return Observed(State.PENDING if served else State.GONE)

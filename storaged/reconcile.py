@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 
-from daemonkit.errors import SkyrackError
+from daemonkit.errors import CommandFailed, SkyrackError
 from daemonkit.runtime import Runtime
 from storaged import metric, plan
 from storaged.drivers.base import VolumeDriver
@@ -45,7 +45,7 @@ class Reconciler:
         self._worked: set[str] = set()  # units that changed while we looked around
         self._failures: dict[str, int] = {}
         self._faults: dict[str, str] = {}
-        self._leaving: dict[str, str] = {}  # exports not wanted any more -> their volume
+        self._leaving: set[str] = set()  # exports that are wanted no more and not told to be gone yet
         self._told: dict[str, Observed] = {}
         self._owed: set[str] = set()  # keys whose state is told even if it is the same
         self._jobs: asyncio.TaskGroup
@@ -60,10 +60,10 @@ class Reconciler:
             self._owed.add(key)
             units = {key} if kind != "export" else set()
             if kind == "export":
-                self._leaving.pop(name, None)
                 before, now = former.get(name), self.desired.exports.get(name)
+                self._leaving.discard(name)
                 if before and not now:
-                    self._leaving[name] = before.volume_id
+                    self._leaving.add(name)
                 units = {f"volume/{export.volume_id}" for export in (before, now) if export}
                 self._faults.pop(key, None)
             for unit in units:
@@ -201,6 +201,9 @@ class Reconciler:
         name, start_s, fault = type(step).__name__.lower(), time.perf_counter(), ""
         try:
             await self._do(volume_id, step)
+        except CommandFailed as error:  # what a program said has paths in it: not for tenants
+            log.error("refused", extra={"step": name, "volume": volume_id, "why": error.message})
+            fault = f"the storage node can't {name} it; its log says why"
         except SkyrackError as error:
             fault = error.message
         except OSError as error:
@@ -255,7 +258,7 @@ class Reconciler:
         """Everything, for a whole report."""
         seen = {key: Observed(State.FAILED, why) for key, why in self.desired.refused.items()}
         volumes = self.held.keys() | self.desired.volumes.keys() | {e.volume_id for e in self.desired.exports.values()}
-        for volume_id in volumes | set(self._leaving.values()):
+        for volume_id in volumes:
             seen |= self._observe(f"volume/{volume_id}")
         for sha256 in self._images.held.keys() | self.desired.blobs.keys():
             seen |= self._observe(f"blob/{sha256}")
@@ -281,8 +284,8 @@ class Reconciler:
         for export in exports:
             key = f"export/{export.id}"
             seen[key] = plan.observe_export(export, volume, held, self._faults.get(key) or self._faults.get(unit, ""))
-        for export_id in [i for i, of in self._leaving.items() if of == volume_id]:
-            seen[f"export/{export_id}"] = plan.observe_leaving(export_id, held)
+        for export_id in self._leaving:
+            seen[f"export/{export_id}"] = plan.observe_leaving(export_id, self.held.values())
         return seen
 
     def _publish(self, seen: Mapping[str, Observed]) -> None:
@@ -299,7 +302,7 @@ class Reconciler:
     def _forget(self, key: str) -> None:
         kind, _, name = key.partition("/")
         if kind == "export":
-            self._leaving.pop(name, None)
+            self._leaving.discard(name)
         if name not in (self.desired.volumes if kind == "volume" else self.desired.blobs):
             self._told.pop(key, None)
             self._faults.pop(key, None)

@@ -9,6 +9,7 @@ from skyrack.v1 import agent_pb2, blob_pb2
 from storaged.spec import Blob, Desired, Export, HeldBlob, Image, Observed, State, Volume
 
 GIB = 1 << 30
+GIB_MAX = 1 << 20  # 1 PiB
 KINDS = ("volume", "export", "blob")
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,63}")
@@ -63,6 +64,8 @@ def _match(pattern: re.Pattern[str], text: str, what: str) -> str:
 
 
 def _volume(spec: agent_pb2.DesiredObject) -> Volume:
+    if not spec.volume.absent and not 0 < spec.volume.size_gib <= GIB_MAX:
+        raise ValueError(f"size of {spec.volume.size_gib} GiB is not between 1 and {GIB_MAX}")
     image = _image(spec.volume.image) if spec.volume.HasField("image") else None
     return Volume(_match(_ID, spec.id, "volume id"), spec.volume.size_gib * GIB, image, spec.volume.absent)
 

@@ -34,14 +34,14 @@ class _Tap:
 
 
 class Inspection:
-    """Of one stream. Blocking work: call from a thread."""
+    """Of one stream. Blocking work, to make it too: call from a thread."""
 
     def __init__(self, declared: str) -> None:
         from oslo_utils.imageutils import format_inspector  # heavy, and needed only by uploads
 
         if declared not in FORMATS:
             raise InvalidArgument("format", f"must be one of {', '.join(FORMATS)}")
-        self._declared = declared
+        self.declared = declared
         self._library: Any = format_inspector
         self._tap = _Tap()
         expected = declared if declared != "raw" else None
@@ -53,7 +53,7 @@ class Inspection:
         try:
             self._wrapper.read(len(chunk))
         except Exception as error:  # the parsers raise whatever hostile content makes them raise
-            raise InvalidArgument("content", f"is not {self._declared}: {error}") from None
+            raise InvalidArgument("content", f"is not {self.declared}: {error}") from None
 
     def finish(self) -> None:
         """After the last chunk. Errors: InvalidArgument."""
@@ -62,9 +62,9 @@ class Inspection:
             found = self._wrapper.format
         except self._library.ImageFormatError as error:
             raise InvalidArgument("content", str(error)) from None
-        if not _agrees(self._declared, str(found)):
-            raise InvalidArgument("content", f"is {found}, not {self._declared} as declared")
-        if self._declared != "raw":
+        if not _agrees(self.declared, str(found)):
+            raise InvalidArgument("content", f"is {found}, not {self.declared} as declared")
+        if self.declared != "raw":
             self._check_safety(found)
 
     def _check_safety(self, found: Any) -> None:

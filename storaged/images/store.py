@@ -20,6 +20,7 @@ from daemonkit.errors import ConfigError, Conflict, NotFound, OutOfSpace
 from daemonkit.runtime import Runtime, Threads
 from daemonkit.tls import write_private
 from storaged.durable import sync_directory
+from storaged.images.inspection import Inspection
 from storaged.images.upload import LANES, Upload
 from storaged.spec import HeldBlob, ImageFile
 
@@ -85,9 +86,10 @@ class ImageStore:
 
     @asynccontextmanager
     async def receive(self, declared: str, size_bytes_max: int = 0) -> AsyncIterator[Upload]:
-        """For the time of an upload; nothing of it is left unless `keep` was called."""
+        """For the time of an upload; nothing of it is left unless `keep` was called. Errors: InvalidArgument."""
+        inspection = await self._threads.run(Inspection, declared)
         path = self._incoming / self._runtime.new_id()
-        upload = Upload(path, declared, size_bytes_max, self._reserve_bytes, self._threads)
+        upload = Upload(path, inspection, size_bytes_max, self._reserve_bytes, self._threads)
         try:
             yield upload
         finally:

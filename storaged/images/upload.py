@@ -25,12 +25,11 @@ LANES = 3  # threads that one upload can use
 class Upload:
     """`reserve_bytes` of the file system stay free. `size_bytes_max`: 0 = no limit but space."""
 
-    def __init__(self, path: Path, declared: str, size_bytes_max: int, reserve_bytes: int, threads: Threads) -> None:
+    def __init__(self, path: Path, inspection: Inspection, size_bytes_max: int, reserve_bytes: int, threads: Threads) -> None:
         self.path = path
         self.size_bytes = 0
-        self._declared, self._size_bytes_max, self._reserve_bytes = declared, size_bytes_max, reserve_bytes
+        self._inspection, self._size_bytes_max, self._reserve_bytes = inspection, size_bytes_max, reserve_bytes
         self._threads = threads
-        self._inspection = Inspection(declared)
         self._md5, self._sha256, self._sha512 = hashlib.md5(usedforsecurity=False), hashlib.sha256(), hashlib.sha512()
         self._lanes: tuple[Callable[[bytes], None], ...] = (self._store, self._sum_twice, self._sha512.update)
         self._working: asyncio.Future[list[BaseException | None]] | None = None
@@ -88,8 +87,8 @@ class Upload:
         held = HeldBlob(
             sha256=self._sha256.hexdigest(),
             size_bytes=self.size_bytes,
-            format=self._declared,
-            virtual_bytes=await virtual_bytes(self.path, self._declared, self.size_bytes),
+            format=self._inspection.declared,
+            virtual_bytes=await virtual_bytes(self.path, self._inspection.declared, self.size_bytes),
             md5=self._md5.hexdigest(),
             sha512=self._sha512.hexdigest(),
         )

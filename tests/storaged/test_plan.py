@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import re
+from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as some
@@ -73,9 +75,9 @@ def test_what_is_told_of_exports() -> None:
     assert plan.observe_export(B, V, held, "refused") == Observed(State.FAILED, "refused")
     assert plan.observe_export(B, None, held, "").state is State.FAILED
     assert plan.observe_export(A, V, None, "") == Observed(State.PENDING)
-    assert plan.observe_leaving("a", held) == Observed(State.PENDING)
-    assert plan.observe_leaving("b", held) == Observed(State.GONE)
-    assert plan.observe_leaving("a", None) == Observed(State.GONE)
+    assert plan.observe_leaving("a", [HeldVolume(GIB), held]) == Observed(State.PENDING)
+    assert plan.observe_leaving("b", [held]) == Observed(State.GONE)
+    assert plan.observe_leaving("a", []) == Observed(State.GONE)
 
 
 def test_what_is_told_of_images() -> None:
@@ -87,6 +89,15 @@ def test_what_is_told_of_images() -> None:
     assert plan.to_remove(Blob("s", absent=True), held)
     assert not plan.to_remove(Blob("s"), held)
     assert not plan.to_remove(None, held)
+
+
+def test_every_failpoint_is_died_at_by_some_test() -> None:
+    here = Path(__file__).parent
+    sources = "".join(path.read_text() for path in (here.parents[1] / "storaged").rglob("*.py"))
+    tests = "".join(path.read_text() for path in here.glob("test_*.py"))
+    names = re.findall(r'failpoint\.hit\("([^"]+)"\)', sources)
+    assert len(names) >= 10
+    assert [name for name in names if f'"{name}"' not in tests] == []
 
 
 EXPORTS = [Export(i, "v", f"n{i}", node) for i, node in itertools.product(("a", "b"), ("host-1", "host-2"))]

@@ -77,8 +77,8 @@ async def test_it_ends_as_wanted_whatever_fails(tmp_path: Path, seed: int, quick
             if dice.random() < 0.1:
                 stage.driver.crash()
             await asyncio.sleep(dice.random() * 0.01)
-        await stage.until(lambda: settled(stage))
-        check(stage)
+        await stage.until(lambda: settled(stage) and agrees(stage))
+        assert {o.WhichOneof("observed") for o in stage.agent.observe()} <= {"volume", "export"}
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
@@ -96,9 +96,8 @@ def settled(stage: Stage) -> bool:
     return sizes_fit and told and expected <= served <= expected | kept and set(stage.driver.sizes) == live | held_back
 
 
-def check(stage: Stage) -> None:
+def agrees(stage: Stage) -> bool:
     """What was told last is what is, for the whole report too."""
     whole = {key: seen for key, seen in stage.reconciler.observe().items() if seen.state is not State.GONE}
     latest = {key: seen for key, seen in stage.told.items() if seen.state is not State.GONE}
-    assert {key: seen.state for key, seen in latest.items()} == {key: seen.state for key, seen in whole.items()}
-    assert {o.WhichOneof("observed") for o in stage.agent.observe()} <= {"volume", "export"}
+    return {key: seen.state for key, seen in latest.items()} == {key: seen.state for key, seen in whole.items()}

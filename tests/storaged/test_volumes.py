@@ -186,10 +186,16 @@ async def test_what_makes_no_sense_is_told_and_harms_nobody(rig: Rig) -> None:
     await rig.node.start()
     v = new_id()
     rig.controller.want(
-        volume("../../etc/x"), volume(v), export("a1", v, "n", "host*"), export("a2", new_id(), "m"), export("a3", v, "good")
+        volume("../../etc/x"),
+        volume("empty", gib=0),
+        volume(v),
+        export("a1", v, "n", "host*"),
+        export("a2", new_id(), "m"),
+        export("a3", v, "good"),
     )
     await rig.controller.until("volume/../../etc/x", FAILED)
     await rig.controller.until("export/a1", FAILED)
+    assert "0 GiB" in (await rig.controller.until("volume/empty", FAILED)).fault
     assert "not on this node" in (await rig.controller.until("export/a2", FAILED)).fault
     await rig.controller.until("export/a3", READY)
 
