@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from controllerd.app.cloud import Cloud, Once
@@ -57,7 +58,7 @@ class Networks:
 
         def find(tx: Tx) -> PageOf[NetworkView]:
             found = store.visible(tx, caller.project_id, caller.admin, name, external, page)
-            return PageOf([_view(tx, n) for n in found.items], found.next_token)
+            return PageOf(_views(tx, found.items), found.next_token)
 
         return await self._db.read(find)
 
@@ -121,4 +122,9 @@ def external(tx: Tx, caller: Caller, field: str, network_id: str) -> Network:
 
 
 def _view(tx: Tx, network: Network) -> NetworkView:
-    return NetworkView(network, tuple(store.subnet_ids(tx, network.id)))
+    return _views(tx, [network])[0]
+
+
+def _views(tx: Tx, networks: Sequence[Network]) -> list[NetworkView]:
+    subnets = store.subnet_ids(tx, (n.id for n in networks))
+    return [NetworkView(n, tuple(subnets.get(n.id, ()))) for n in networks]

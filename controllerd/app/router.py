@@ -3,6 +3,7 @@ none it is DOWN, and `reconcilers.router_placement` finds it one later."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 
@@ -16,12 +17,11 @@ from controllerd.domain.policy import Caller, authorise
 from controllerd.domain.port import ROUTER_GATEWAY, ROUTER_INTERFACE
 from controllerd.domain.router import ROUTES_MAX, Router, plan_placement
 from controllerd.domain.subnet import Subnet, check_routes
-from controllerd.store import event, floating_ip, quota
+from controllerd.store import event, floating_ip, node, quota
 from controllerd.store import router as store
 from controllerd.store import subnet as subnet_store
 from controllerd.store.database import Tx
 from controllerd.store.network import NETWORKS
-from controllerd.store.node import NODES
 from controllerd.store.router import ROUTERS, Leg
 from daemonkit.errors import Conflict, InvalidArgument
 
@@ -66,7 +66,7 @@ class Routers:
 
         def find(tx: Tx) -> PageOf[RouterView]:
             found = store.visible(tx, caller.project_id, caller.admin, name, page)
-            return PageOf([_view(tx, r.id) for r in found.items], found.next_token)
+            return PageOf(_views(tx, found.items), found.next_token)
 
         return await self._db.read(find)
 
@@ -153,9 +153,12 @@ def _own(tx: Tx, caller: Caller, router_id: str) -> Router:
 
 
 def _view(tx: Tx, router_id: str) -> RouterView:
-    router = ROUTERS.get(tx, router_id)
-    node = NODES.find(tx, router.node_id) if router.node_id else None
-    return RouterView(router, tuple(store.legs(tx, router_id)), node.name if node else "")
+    return _views(tx, [ROUTERS.get(tx, router_id)])[0]
+
+
+def _views(tx: Tx, routers: Sequence[Router]) -> list[RouterView]:
+    legs, names = store.legs_of(tx, (r.id for r in routers)), node.names(tx)
+    return [RouterView(r, tuple(legs.get(r.id, ())), names.get(r.node_id, "")) for r in routers]
 
 
 def _add_leg(tx: Tx, caller: Caller, router: Router, legs: list[Leg], subnet: Subnet) -> None:

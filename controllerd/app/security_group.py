@@ -61,7 +61,8 @@ class SecurityGroups:
 
         def find(tx: Tx) -> PageOf[GroupView]:
             found = store.visible(tx, caller.project_id, caller.admin, name, page)
-            return PageOf([_view(tx, g) for g in found.items], found.next_token)
+            rules = store.rules_of_all(tx, (g.id for g in found.items))
+            return PageOf([GroupView(g, tuple(rules.get(g.id, ()))) for g in found.items], found.next_token)
 
         return await self._db.read(find)
 

@@ -7,6 +7,9 @@ member or a subnet concerns `nodes_of` its network; `touch` after the change, an
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
+
 from controllerd.domain.network import VNI_MAX, Network
 from controllerd.domain.page import Page, PageOf
 from controllerd.domain.port import DHCP
@@ -45,9 +48,13 @@ def free_vni(tx: Tx) -> int:
     return int(tx.value(sql))
 
 
-def subnet_ids(tx: Tx, network_id: str) -> list[str]:
-    """In order of creation."""
-    return [row["id"] for row in tx.each("SELECT id FROM subnet WHERE network_id = ? ORDER BY created_at, id", network_id)]
+def subnet_ids(tx: Tx, network_ids: Iterable[str]) -> dict[str, list[str]]:
+    """Network -> its subnets, in order of creation."""
+    found: dict[str, list[str]] = {}
+    sql = "SELECT network_id, id FROM subnet WHERE network_id IN (SELECT value FROM json_each(?)) ORDER BY created_at, id"
+    for row in tx.each(sql, json.dumps(list(network_ids))):
+        found.setdefault(row["network_id"], []).append(row["id"])
+    return found
 
 
 def used_by(tx: Tx, network_id: str) -> str:

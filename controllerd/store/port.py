@@ -119,8 +119,8 @@ def of_server(tx: Tx, server_id: str) -> list[Port]:
     return PORTS.where(tx, "server_id = ? ORDER BY position, created_at, id", server_id) if server_id else []
 
 
-def of_router(tx: Tx, router_id: str) -> list[Port]:
-    return PORTS.where(tx, "router_id = ? ORDER BY created_at, id", router_id) if router_id else []
+def of_routers(tx: Tx, router_ids: Iterable[str]) -> list[Port]:
+    return PORTS.where(tx, f"router_id {_AMONG} ORDER BY created_at, id", json.dumps([r for r in router_ids if r]))
 
 
 def of_network(tx: Tx, network_id: str) -> list[Port]:

@@ -39,9 +39,19 @@ def visible(tx: Tx, project_id: str, everything: bool, name: str, page: Page) ->
 
 def legs(tx: Tx, router_id: str) -> list[Leg]:
     """Interfaces and gateway, in order of creation."""
-    ports = port.of_router(tx, router_id)
+    return legs_of(tx, [router_id]).get(router_id, [])
+
+
+def legs_of(tx: Tx, router_ids: Iterable[str]) -> dict[str, list[Leg]]:
+    """Router -> its legs, for a whole list at once."""
+    ports = port.of_routers(tx, router_ids)
     ips = port.fixed_ips(tx, (p.id for p in ports))
-    return [Leg(p, fixed.ip, SUBNETS.get(tx, fixed.subnet_id)) for p in ports for fixed in ips.get(p.id, ())]
+    wanted = json.dumps(list({fixed.subnet_id for owned in ips.values() for fixed in owned}))
+    subnets = {s.id: s for s in SUBNETS.where(tx, "id IN (SELECT value FROM json_each(?))", wanted)}
+    found: dict[str, list[Leg]] = {}
+    for owned in ports:
+        found.setdefault(owned.router_id, []).extend(Leg(owned, f.ip, subnets[f.subnet_id]) for f in ips.get(owned.id, ()))
+    return found
 
 
 def touch(tx: Tx, router: Router) -> None:
@@ -72,7 +82,7 @@ def observe(tx: Tx, node_id: str, router_id: str, state: str, fault: str, floati
     ROUTERS.update(tx, router_id, observed_state=state, observed_fault=fault, observed_floating_ips=floating_ips)
     sql = "SELECT id FROM floating_ip WHERE router_id = ? AND port_id != ''"
     tx.touch(router_id, *(row["id"] for row in tx.each(sql, router_id)))
-    for owned in port.of_router(tx, router_id):
+    for owned in port.of_routers(tx, [router_id]):
         port.observe(tx, node_id, owned.id, state, fault)
 
 
@@ -108,7 +118,7 @@ def move(tx: Tx, router_id: str, node_id: str) -> None:
     router = ROUTERS.get(tx, router_id)
     touch(tx, router)
     ROUTERS.update(tx, router_id, node_id=node_id, observed_state="", observed_fault="", observed_floating_ips=())
-    for owned in port.of_router(tx, router_id):
+    for owned in port.of_routers(tx, [router_id]):
         port.move(tx, owned, node_id)
     tx.touch(router_id, node_id)
 

@@ -67,19 +67,30 @@ def take_address(tx: Tx, subnet_id: str, ip: str, port_id: str) -> FixedIp:
 
 def lowest_free(tx: Tx, subnet: Subnet) -> str:
     """The lowest address of the pools that nobody has, "" when all are taken."""
-    for pool in subnet.pools:
-        first, last = pool.bounds
-        if not tx.value("SELECT 1 FROM address WHERE subnet_id = ? AND ip_number = ?", subnet.id, first):
-            return pool.first
-        # The end of the run of taken addresses that begins at `first`, plus one.
-        found = tx.value(
-            "SELECT ip_number + 1 FROM address a WHERE subnet_id = ?1 AND ip_number BETWEEN ?2 AND ?3 AND NOT EXISTS"
-            " (SELECT 1 FROM address b WHERE b.subnet_id = ?1 AND b.ip_number = a.ip_number + 1) ORDER BY ip_number LIMIT 1",
-            subnet.id, first, last,
-        )  # fmt: skip
-        if found is not None and found <= last:
-            return text_of(found)
+    for low, high in (pool.bounds for pool in subnet.pools):
+        high = min(high, _highest_taken(tx, subnet.id, low, high) + 1)
+        if _taken(tx, subnet.id, low, high) == high - low + 1:
+            continue
+        while low < high:  # the lower half is full, or the lowest free one is in it
+            middle = (low + high) // 2
+            if _taken(tx, subnet.id, low, middle) == middle - low + 1:
+                low = middle + 1
+            else:
+                high = middle
+        return text_of(low)
     return ""
+
+
+def _highest_taken(tx: Tx, subnet_id: str, low: int, high: int) -> int:
+    """`low` - 1 when none is."""
+    sql = "SELECT max(ip_number) FROM address WHERE subnet_id = ? AND ip_number BETWEEN ? AND ?"
+    found = tx.value(sql, subnet_id, low, high)
+    return low - 1 if found is None else int(found)
+
+
+def _taken(tx: Tx, subnet_id: str, low: int, high: int) -> int:
+    sql = "SELECT count(*) FROM address WHERE subnet_id = ? AND ip_number BETWEEN ? AND ?"
+    return int(tx.value(sql, subnet_id, low, high))
 
 
 def release_addresses(tx: Tx, port_id: str) -> None:
