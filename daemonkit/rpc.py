@@ -61,6 +61,7 @@ CODES: dict[type[errors.SkyrackError], grpc.StatusCode] = {
     errors.NoValidHost: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.OutOfSpace: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.NetworkFailed: grpc.StatusCode.INTERNAL,
+    errors.StorageFailed: grpc.StatusCode.INTERNAL,
     errors.Unavailable: grpc.StatusCode.UNAVAILABLE,
     errors.DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
     errors.NotLeader: grpc.StatusCode.FAILED_PRECONDITION,

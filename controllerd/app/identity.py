@@ -147,11 +147,10 @@ class Identity:
         changed = replace(user, **changes)  # type: ignore[arg-type]
         if changed.name != user.name and store.user_named(tx, changed.name):
             raise AlreadyExists("user", changed.name)
-        if not changed.enabled:
-            _keep_an_admin(tx, user_id)
         if changes:
             USERS.update(tx, user_id, **changes)
             event.record(tx, "user.update", caller.project_id, user_id)
+            _keep_an_admin(tx)
         if "password_hash" in changes or not changed.enabled:
             store.end_tokens(tx, user_id)
         return changed
@@ -161,8 +160,8 @@ class Identity:
 
         def remove(tx: Tx) -> None:
             user = USERS.get(tx, user_id)
-            _keep_an_admin(tx, user_id)
             store.delete_user(tx, user_id)
+            _keep_an_admin(tx)
             event.record(tx, "user.delete", caller.project_id, user_id, user.name)
 
         await self._change(remove)
@@ -185,10 +184,9 @@ class Identity:
         check.one_of("role", role, ROLES)
 
         def take(tx: Tx) -> None:
-            if role == "admin":
-                _keep_an_admin(tx, user_id)
             if not store.revoke(tx, user_id, project_id, role):
                 raise NotFound("role assignment", role)
+            _keep_an_admin(tx)
             event.record(tx, "role.revoke", project_id, user_id, role)
 
         await self._change(take)
@@ -200,6 +198,7 @@ class Identity:
         return await self._db.read(lambda tx: store.assignments(tx, who, project_id))
 
 
-def _keep_an_admin(tx: Tx, without_user: str) -> None:
-    if not store.admins_left(tx, without_user):
+def _keep_an_admin(tx: Tx) -> None:
+    """Called after the change, which is undone if it took the last one. Errors: Conflict."""
+    if not store.has_admin(tx):
         raise Conflict("this is the last enabled admin; make another one first")

@@ -10,7 +10,7 @@ from controllerd.store import event
 from controllerd.store.database import Tx
 from controllerd.store.keypair import KEYPAIRS, count, find
 from controllerd.store.table import like_name
-from daemonkit.errors import AlreadyExists, InvalidArgument, NotFound
+from daemonkit.errors import AlreadyExists, NotFound, QuotaExceeded
 
 PER_USER_MAX = 100
 
@@ -28,7 +28,7 @@ class Keypairs:
             if find(tx, caller.user_id, name):
                 raise AlreadyExists("keypair", name)
             if count(tx, caller.user_id) >= PER_USER_MAX:
-                raise InvalidArgument("name", f"a user may have at most {PER_USER_MAX} keypairs")
+                raise QuotaExceeded("keypairs", PER_USER_MAX, PER_USER_MAX, 1)
             KEYPAIRS.insert(tx, keypair)
             event.record(tx, "keypair.create", caller.project_id, keypair.id, name)
             return keypair

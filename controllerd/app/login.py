@@ -1,32 +1,37 @@
 """Passwords to tokens, tokens to callers.
 
 Passwords are argon2id hashes (19 MiB, 2 passes), verified in worker threads, two at a time, so that logins cannot stall the
-loop. A wrong name costs the same work as a wrong password. Failures of one user name are slowed down: after FREE_FAILURES each
-further try has to wait, doubling up to DELAY_MAX_S. Tokens are looked up by hash; a small cache spares the database, and is
-dropped whole whenever a commit touched identity.
+loop. A wrong name costs the same work as a wrong password. Failures of one user name, and of one address, are slowed down:
+after some free ones each further try has to wait, doubling up to DELAY_MAX_S. Tokens are looked up by hash; a small cache
+spares the database, and is dropped whole whenever a commit touched identity.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 
 from controllerd.app.cloud import Cloud
+from controllerd.domain import check
 from controllerd.domain.policy import Caller
-from controllerd.domain.user import Token, check_lifetime, secret_hash
+from controllerd.domain.user import PASSWORD_MAX, Token, check_lifetime, secret_hash
 from controllerd.store.database import Tx
 from controllerd.store.identity import PROJECTS, TOKENS, USERS, project_named, projects_of, roles_of, user_named
-from daemonkit.errors import InvalidArgument, Unauthenticated
+from daemonkit.errors import InvalidArgument, Unauthenticated, Unavailable
 
 log = logging.getLogger(__name__)
 
 IDENTITY = "identity"  # touched by every change of users, roles, projects and tokens
-FREE_FAILURES = 5
+FREE_FAILURES = {"user": 5, "from": 50}  # an address may be that of many users
 DELAY_MAX_S = 30.0
+FORGOTTEN_AFTER_S = 900.0  # since the last failure
+LOGINS_WAITING_MAX = 200
 CACHE_MAX = 4096
+FAILURES_MAX = 8192
 REFUSED = "user name, password or project is wrong"
 
 
@@ -40,6 +45,7 @@ class Issued:
 @dataclass
 class _Failures:
     count: int = 0
+    last_s: float = 0.0
     not_before_s: float = 0.0
 
 
@@ -50,13 +56,20 @@ class Passwords:
         self._hasher = PasswordHasher(time_cost=2, memory_cost=19456, parallelism=1)
         self._threads = cloud.runtime.threads("argon2", 2)
         self._nobody = self._hasher.hash(cloud.runtime.new_secret())
+        self._waiting = 0
 
     async def hash(self, password: str) -> str:
         return await self._threads.run(self._hasher.hash, password)
 
     async def right(self, stored: str, password: str) -> bool:
-        """`stored` "" (no such user) takes as long and is wrong."""
-        return await self._threads.run(self._verify, stored or self._nobody, password) and bool(stored)
+        """`stored` "" (no such user) takes as long and is wrong. Errors: Unavailable when too many wait for their turn."""
+        if self._waiting >= LOGINS_WAITING_MAX:
+            raise Unavailable("too many logins at once; try again")
+        self._waiting += 1
+        try:
+            return await self._threads.run(self._verify, stored or self._nobody, password) and bool(stored)
+        finally:
+            self._waiting -= 1
 
     def _verify(self, stored: str, password: str) -> bool:
         try:
@@ -71,27 +84,38 @@ class Passwords:
 class Login:
     def __init__(self, cloud: Cloud, passwords: Passwords) -> None:
         self._db, self._runtime, self._passwords = cloud.database, cloud.runtime, passwords
-        self._failures: dict[str, _Failures] = {}
+        self._failures: dict[tuple[str, str], _Failures] = {}  # by ("user", name) and ("from", address)
+        self._drops = 0  # of the cache
         self._cache: dict[str, tuple[Caller, float]] = {}
         cloud.database.subscribe(self._notice)
 
     def _notice(self, touched: set[str]) -> None:
         if IDENTITY in touched:
             self._cache.clear()
+            self._drops += 1
 
-    async def issue(self, user_name: str, password: str, project: str, lifetime_s: int) -> Issued:
-        """Errors: Unauthenticated (the same for every cause), InvalidArgument (lifetime_s, or project must be chosen)."""
+    async def issue(self, user_name: str, password: str, project: str, lifetime_s: int, origin: str = "") -> Issued:
+        """`origin`: the address that asks, "" = unknown.
+
+        Errors: Unauthenticated (the same for every cause), InvalidArgument (lifetime_s, or project must be chosen),
+        Unavailable (too many logins at once).
+        """
         lifetime_s = check_lifetime(lifetime_s)
-        self._slow_down(user_name)
+        check.text("user", user_name)
+        keys = [("user", user_name), *([("from", origin)] if origin else [])]
+        self._slow_down(keys)
         user = await self._db.read(lambda tx: user_named(tx, user_name))
-        if not await self._passwords.right(user.password_hash if user and user.enabled else "", password) or user is None:
-            self._failed(user_name)
+        stored = user.password_hash if user and user.enabled else ""
+        if not await self._passwords.right(stored, password[: PASSWORD_MAX + 1]) or user is None:
+            self._failed(keys)
             log.warning("login refused")
             raise Unauthenticated(REFUSED)
-        self._failures.pop(user_name, None)
+        self._failures.pop(keys[0], None)
         secret = self._runtime.new_secret()
 
         def store(tx: Tx) -> Issued:
+            if USERS.find(tx, user.id) != user:  # changed while the password was looked at
+                raise Unauthenticated(REFUSED)
             caller = _scope(tx, user.id, project)
             token = Token(secret_hash(secret), user.id, caller.project_id, tx.now, tx.now + lifetime_s)
             TOKENS.insert(tx, token)
@@ -101,21 +125,26 @@ class Login:
         log.info("login", extra={"user": user.name, "project": issued.caller.project_name})
         return issued
 
-    def _slow_down(self, user_name: str) -> None:
-        """Errors: Unauthenticated while the name has to wait; it says so, for it tells nothing about passwords."""
-        failures = self._failures.get(user_name)
-        wait_s = failures.not_before_s - self._runtime.clock.boottime_s() if failures else 0.0
+    def _slow_down(self, keys: Sequence[tuple[str, str]]) -> None:
+        """Errors: Unauthenticated while one of them has to wait; it says so, for it tells nothing about passwords."""
+        until_s = max((self._failures[key].not_before_s for key in keys if key in self._failures), default=0.0)
+        wait_s = until_s - self._runtime.clock.boottime_s()
         if wait_s > 0:
             raise Unauthenticated(f"too many failed logins; try again in {wait_s:.0f} s", retry_after_s=f"{wait_s:.0f}")
 
-    def _failed(self, user_name: str) -> None:
-        if len(self._failures) >= CACHE_MAX:
-            self._failures.clear()
-        failures = self._failures.setdefault(user_name, _Failures())
-        failures.count += 1
-        if failures.count > FREE_FAILURES:
-            delay_s = min(2.0 ** (failures.count - FREE_FAILURES - 1), DELAY_MAX_S)
-            failures.not_before_s = self._runtime.clock.boottime_s() + delay_s
+    def _failed(self, keys: Sequence[tuple[str, str]]) -> None:
+        now_s = self._runtime.clock.boottime_s()
+        for key in keys:
+            failures = self._failures.pop(key, None)
+            if failures is None or now_s - failures.last_s > FORGOTTEN_AFTER_S:
+                failures = _Failures()
+            self._failures[key] = failures  # behind all others: the one that failed longest ago is first
+            failures.count, failures.last_s = failures.count + 1, now_s
+            over = failures.count - FREE_FAILURES[key[0]]
+            if over > 0:
+                failures.not_before_s = now_s + min(2.0 ** min(over - 1, 10), DELAY_MAX_S)
+        while len(self._failures) > FAILURES_MAX:
+            del self._failures[next(iter(self._failures))]
 
     async def caller_of(self, token: str) -> Caller:
         """Errors: Unauthenticated for an unknown, expired or revoked token (which is not told)."""
@@ -124,10 +153,12 @@ class Login:
         now_s = self._runtime.clock.wall_s()
         if cached and cached[1] > now_s:
             return cached[0]
+        drops = self._drops
         caller, expires_at = await self._db.read(lambda tx: _caller(tx, digest))
-        if len(self._cache) >= CACHE_MAX:
-            self._cache.clear()
-        self._cache[digest] = (caller, expires_at)
+        if drops == self._drops:  # else what we read may be older than the change
+            if len(self._cache) >= CACHE_MAX:
+                self._cache.clear()
+            self._cache[digest] = (caller, expires_at)
         return caller
 
     async def lookup(self, token: str) -> Token:

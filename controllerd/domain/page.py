@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -14,6 +15,7 @@ T = TypeVar("T")
 
 SIZE_DEFAULT = 100
 SIZE_MAX = 1000
+TOKEN_LENGTH_MAX = 512
 
 
 @dataclass(frozen=True)
@@ -30,9 +32,13 @@ class Page:
         if not token:
             return cls(size or SIZE_DEFAULT)
         try:
+            if len(token) > TOKEN_LENGTH_MAX:
+                raise ValueError
             after_time, after_id = json.loads(base64.urlsafe_b64decode(token.encode()))
-            return cls(size or SIZE_DEFAULT, float(after_time), str(after_id))
-        except (ValueError, TypeError):
+            if not (isinstance(after_id, str) and math.isfinite(after_time)):
+                raise ValueError
+            return cls(size or SIZE_DEFAULT, float(after_time), after_id)
+        except (ValueError, TypeError, OverflowError):
             raise InvalidArgument("page_token", "is not one that a list gave") from None
 
 

@@ -15,12 +15,18 @@ class CommitLog(Protocol):
 
     wants_changesets: bool  # False: `entry` is b"" and need not be computed
 
+    def next_epoch(self, last: int) -> int:
+        """The epoch to write under, higher than `last`: called once, before the first write. Errors: Fenced, Unavailable."""
+
     def append(self, seq: int, epoch: int, entry: bytes) -> None:
         """Returns when entry `seq` is durable. Errors: Fenced (never will be: step down), Unavailable (unknown: step down)."""
 
 
 class LocalLog:
     wants_changesets = False
+
+    def next_epoch(self, last: int) -> int:
+        return last + 1
 
     def append(self, seq: int, epoch: int, entry: bytes) -> None:
         """Nothing to do: the COMMIT that follows is the durable act."""

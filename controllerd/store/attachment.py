@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
 
 from controllerd.domain.volume import ATTACHED, Attachment
@@ -23,15 +24,15 @@ def of_server(tx: Tx, server_id: str) -> list[Attachment]:
 
 def of_volumes(tx: Tx, volume_ids: Collection[str]) -> dict[str, Attachment]:
     """volume id -> attachment, for a page of a list."""
-    marks = ", ".join("?" * len(volume_ids))
-    return {a.volume_id: a for a in ATTACHMENTS.where(tx, f"volume_id IN ({marks})", *volume_ids)}
+    among = "volume_id IN (SELECT value FROM json_each(?))"
+    return {a.volume_id: a for a in ATTACHMENTS.where(tx, among, json.dumps(list(volume_ids)))}
 
 
 def of_servers(tx: Tx, server_ids: Collection[str]) -> dict[str, list[Attachment]]:
     """server id -> attachments in order of device, for a page of a list."""
-    marks = ", ".join("?" * len(server_ids))
+    among = "server_id IN (SELECT value FROM json_each(?)) ORDER BY device"
     found: dict[str, list[Attachment]] = {}
-    for item in ATTACHMENTS.where(tx, f"server_id IN ({marks}) ORDER BY device", *server_ids):
+    for item in ATTACHMENTS.where(tx, among, json.dumps(list(server_ids))):
         found.setdefault(item.server_id, []).append(item)
     return found
 

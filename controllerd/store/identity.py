@@ -53,12 +53,13 @@ def projects_of(tx: Tx, user_id: str) -> list[Project]:
     return PROJECTS.where(tx, f"{condition} GROUP BY project.id ORDER BY project.name", user_id)
 
 
-def admins_left(tx: Tx, without_user: str) -> int:
+def has_admin(tx: Tx) -> bool:
+    """Whether anybody can still log in as admin."""
     sql = (
-        "SELECT count(DISTINCT a.user_id) FROM role_assignment a JOIN user u ON u.id = a.user_id"
-        " WHERE a.role = 'admin' AND u.enabled = 1 AND a.user_id != ?"
+        "SELECT 1 FROM role_assignment a JOIN user u ON u.id = a.user_id JOIN project p ON p.id = a.project_id"
+        " WHERE a.role = 'admin' AND u.enabled = 1 AND p.enabled = 1 LIMIT 1"
     )
-    return int(tx.value(sql, without_user))
+    return bool(tx.value(sql))
 
 
 def holding(tx: Tx, project_id: str) -> str | None:

@@ -2,6 +2,9 @@
 
 Only the plain acts (insert, get, update, delete, page) are here; every other query stands as SQL in its noun's file. Columns
 of type bool are stored as 0/1; tuples, dicts and tuples of dataclasses as JSON.
+
+What comes out of the store is not checked again: it was when it went in, and a rule that has become stricter since must not
+make old rows unreadable. That also makes long lists cheap.
 """
 
 from __future__ import annotations
@@ -25,13 +28,20 @@ class Table(Generic[R]):
         self.cls, self.name, self.kind, self.key, self.born = cls, name, kind, key, born
         hints = get_type_hints(cls)
         self.columns = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
-        self._load = {c: _loader(hints[c]) for c in self.columns}
+        loaders = {c: _loader(hints[c]) for c in self.columns}
+        self._load = {c: loader for c, loader in loaders.items() if loader is not None}
         marks = ", ".join("?" * len(self.columns))
         self._insert = f"INSERT INTO {name} ({', '.join(self.columns)}) VALUES ({marks})"
         self._select = f"SELECT {', '.join(f'{name}.{c}' for c in self.columns)} FROM {name}"
 
     def of(self, row: Row) -> R:
-        return self.cls(**{c: self._load[c](row[c]) for c in self.columns})
+        """`row` must have every column; further ones are left out."""
+        values = {c: row[c] for c in self.columns}
+        for column, load in self._load.items():
+            values[column] = load(values[column])
+        item = object.__new__(self.cls)
+        item.__dict__.update(values)
+        return item
 
     def insert(self, tx: Tx, item: R) -> R:
         tx.run(self._insert, *(_dump(getattr(item, c)) for c in self.columns))
@@ -79,7 +89,8 @@ def _dump(value: Any) -> Any:
     return value
 
 
-def _loader(hint: Any) -> Callable[[Any], Any]:
+def _loader(hint: Any) -> Callable[[Any], Any] | None:
+    """None where the value is stored as it is."""
     origin = get_origin(hint)
     if hint is bool:
         return bool
@@ -91,15 +102,11 @@ def _loader(hint: Any) -> Callable[[Any], Any]:
             make = cast(Callable[..., Any], inner)
             return lambda text: tuple(make(**item) for item in json.loads(text))
         return lambda text: tuple(json.loads(text))
-    return _same
+    return None
 
 
 def _load_json(text: str) -> Any:
-    return json.loads(text)
-
-
-def _same(value: Any) -> Any:
-    return value
+    return {} if text == "{}" else json.loads(text)
 
 
 def like_name(name: str) -> tuple[str, Sequence[str]]:

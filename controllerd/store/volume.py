@@ -13,7 +13,9 @@ VOLUMES = Table(Volume, "volume", "volume")
 def page_of(tx: Tx, project_id: str, name: str, page: Page) -> PageOf[Volume]:
     """`project_id` "" = every project."""
     condition, values = like_name(name)
-    return VOLUMES.page(tx, page, f"(?1 = '' OR project_id = ?1) AND {condition.replace('?', '?2')}", project_id, *values)
+    if project_id:
+        condition, values = f"project_id = ? AND {condition}", [project_id, *values]
+    return VOLUMES.page(tx, page, condition, *values)
 
 
 def of_node(tx: Tx, node_id: str) -> list[Volume]:

@@ -44,12 +44,21 @@ def token_of(context: Context) -> str:
     raise Unauthenticated("metadata 'authorization: Bearer TOKEN' is missing; make one with IdentityService.CreateToken")
 
 
-def once(request: Message) -> Once:
-    """The idempotency key of a create request, with the fingerprint of all its other fields."""
+def origin(context: Context) -> str:
+    """The caller's address without its port."""
+    return str(context.peer()).rpartition(":")[0]
+
+
+def once(request: Message, *secret_fields: str) -> Once:
+    """The idempotency key of a create request, with the fingerprint of its other fields but the secret ones.
+
+    A fingerprint is stored, and one over a password would let it be guessed offline.
+    """
     key: str = request.idempotency_key  # type: ignore[attr-defined]
     bare = type(request)()
     bare.CopyFrom(request)
-    bare.ClearField("idempotency_key")
+    for field in ("idempotency_key", *secret_fields):
+        bare.ClearField(field)
     fingerprint = hashlib.sha256(bare.SerializeToString(deterministic=True)).hexdigest()
     return Once(key, request.DESCRIPTOR.name, fingerprint)
 

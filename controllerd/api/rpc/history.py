@@ -9,6 +9,7 @@ from controllerd.app.history import History
 from controllerd.domain.event import Event
 from controllerd.domain.task import Task
 from controllerd.tasks.operation import Operation
+from daemonkit.errors import Unauthenticated
 from skyrack.v1 import common_pb2, event_pb2, event_pb2_grpc, task_pb2, task_pb2_grpc
 
 
@@ -69,6 +70,8 @@ class EventService(event_pb2_grpc.EventServiceServicer):
     async def WatchEvents(self, request: event_pb2.WatchEventsRequest, context: Context) -> AsyncIterator[event_pb2.Event]:
         caller = await self._gate.caller(context)
         async for item in self._history.watch(caller, request.after_seq, request.resource_id, request.all_projects):
+            if await self._gate.caller(context) != caller:  # it may have been watching for days
+                raise Unauthenticated("the rights of this token have changed; watch again")
             yield render_event(item)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from google.protobuf.empty_pb2 import Empty
 
-from controllerd.api.rpc.gate import Context, Gate, given, once, page, timestamp, token_of
+from controllerd.api.rpc.gate import Context, Gate, given, once, origin, page, timestamp, token_of
 from controllerd.app.identity import Identity
 from controllerd.app.login import Login
 from controllerd.domain.policy import Caller
@@ -19,7 +19,9 @@ class IdentityService(identity_pb2_grpc.IdentityServiceServicer):
         self._gate, self._identity, self._login = gate, identity, login
 
     async def CreateToken(self, request: pb.CreateTokenRequest, context: Context) -> pb.Token:
-        issued = await self._login.issue(request.user, request.password, request.project, request.lifetime_s)
+        issued = await self._login.issue(
+            request.user, request.password, request.project, request.lifetime_s, origin(context)
+        )
         message = render_token(issued.token, issued.caller)
         message.token = issued.secret
         return message
@@ -59,7 +61,9 @@ class IdentityService(identity_pb2_grpc.IdentityServiceServicer):
     async def CreateUser(self, request: pb.CreateUserRequest, context: Context) -> pb.User:
         caller = await self._gate.caller(context)
         return render_user(
-            await self._identity.create_user(caller, request.name, request.password, request.email, once(request))
+            await self._identity.create_user(
+                caller, request.name, request.password, request.email, once(request, "password")
+            )
         )
 
     async def GetUser(self, request: pb.GetUserRequest, context: Context) -> pb.User:
