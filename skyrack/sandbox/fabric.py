@@ -6,11 +6,12 @@ There is no address in the fabric but the client's namespace behind it, and no i
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 
 from daemonkit.errors import NotFound
 from skyrack.sandbox import namespace
 from skyrack.sandbox.launch import run
-from skyrack.sandbox.layout import CLIENT, CLIENT_ADDRESS, INTERNET, NETWORKS, Network
+from skyrack.sandbox.layout import CLIENT, CLIENT_PLUG, INTERNET, NETWORKS, Network, Plug
 
 _QUIET = """
 for scope in all default; do echo 1 > /proc/sys/net/ipv6/conf/$scope/disable_ipv6; done
@@ -27,16 +28,14 @@ def bridges() -> str:
     return "\n".join(lines)
 
 
-def cable(node: str, network: Network, far: str) -> str:
+def cable(node: str, plug: Plug, far: str) -> str:
     """A batch for the fabric's side; the other end is born in namespace `far`."""
-    near = plug(node, network)
-    return (
-        f"link add {near} mtu {network.mtu} type veth peer name {network.device} mtu {network.mtu} netns {far}\n"
-        f"link set {near} master {network.name} up"
-    )
+    near, network = socket(node, plug.network), plug.network
+    device = f"name {network.device} address {plug.mac} mtu {network.mtu} netns {far}"
+    return f"link add {near} mtu {network.mtu} type veth peer {device}\nlink set {near} master {network.name} up"
 
 
-def plug(node: str, network: Network) -> str:
+def socket(node: str, network: Network) -> str:
     """Name of a cable's end in the fabric."""
     return f"{node}-{network.device}"[:15]
 
@@ -53,32 +52,32 @@ class Fabric:
         if not await self._links():
             await run(*namespace.enter(self.namespace, "sh", "-ec", _QUIET))
             await self._batch(self.namespace, bridges())
-        if plug(CLIENT, INTERNET) not in await self._links():
+        if socket(CLIENT, INTERNET) not in await self._links():
             await namespace.ensure(self.client)
-            await self.connect(CLIENT, [(INTERNET, CLIENT_ADDRESS)])
+            await self.connect(CLIENT, [CLIENT_PLUG])
 
-    async def connect(self, node: str, addresses: list[tuple[Network, str]]) -> None:
-        """Plugs a node whose namespace is new into its networks and gives its interfaces their addresses ("" = none)."""
+    async def connect(self, node: str, plugs: Iterable[Plug]) -> None:
+        """Plugs a node whose namespace is new into its networks and gives its interfaces their addresses."""
         far = f"{self.prefix}{node}"
         stale = await self._links()
         fabric, inside = [], []
-        for network, address in addresses:
-            if plug(node, network) in stale:  # its old namespace is still being taken down
-                fabric.append(f"link delete {plug(node, network)}")
-            fabric.append(cable(node, network, far))
-            inside.append(f"link set {network.device} up")
-            if address:
-                inside.append(f"address add {address}/24 dev {network.device}")
+        for plug in plugs:
+            if (near := socket(node, plug.network)) in stale:  # its old namespace is still being taken down
+                fabric.append(f"link delete {near}")
+            fabric.append(cable(node, plug, far))
+            inside.append(f"link set {plug.network.device} up")
+            if plug.address:
+                inside.append(f"address add {plug.address}/24 dev {plug.network.device}")
         await self._batch(self.namespace, "\n".join(fabric))
         await self._batch(far, "\n".join(inside))
 
     async def cut(self, node: str, network: Network | None) -> None:
         """Pulls one cable of a node, or all. Errors: NotFound when it has none there."""
-        plugs = [plug(node, n) for n in NETWORKS.values() if network in (None, n)]
-        present = [p for p in plugs if p in await self._links()]
+        ends = [socket(node, n) for n in NETWORKS.values() if network in (None, n)]
+        present = [end for end in ends if end in await self._links()]
         if not present:
             raise NotFound("cable", f"{node} to {network.name if network else 'any network'}")
-        await self._batch(self.namespace, "\n".join(f"link set {p} down" for p in present))
+        await self._batch(self.namespace, "\n".join(f"link set {end} down" for end in present))
 
     async def heal(self) -> None:
         """Plugs every cable in again."""
@@ -86,7 +85,7 @@ class Fabric:
 
     async def cut_cables(self) -> list[tuple[str, str]]:
         """(node, network) of every cable that is pulled."""
-        ends = {plug("", n): n.name for n in NETWORKS.values()}
+        ends = {socket("", n): n.name for n in NETWORKS.values()}
         down = [link for link, up in (await self._links()).items() if not up]
         return [(link.partition("-")[0], ends.get("-" + link.partition("-")[2], "")) for link in down]
 

@@ -6,7 +6,6 @@ Pure: the same state always gives the same plan, so everything the box ever made
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from daemonkit.errors import InvalidArgument
@@ -27,6 +26,20 @@ class Network:
     def address(self, last: int) -> str:
         return f"{self.prefix}.{last}"
 
+    def plug(self, last: int, *, numbered: bool = True) -> Plug:
+        """For the node of that last byte. Its MAC is locally administered and made of the address."""
+        mac = bytes([2, 0, *(int(part) for part in self.address(last).split("."))]).hex(":")
+        return Plug(self, mac, self.address(last) if numbered else "")
+
+
+@dataclass(frozen=True)
+class Plug:
+    """A node's end of a cable. `mac` stays over power failures, as a real card's does; `address` "" = none."""
+
+    network: Network
+    mac: str
+    address: str
+
 
 # The traffic network carries VXLAN (50 bytes): tenants get an MTU of 1450.
 MANAGEMENT = Network("management", "mgmt0", "10.10.0")
@@ -35,7 +48,8 @@ INTERNET = Network("internet", "ext0", "203.0.113")
 NETWORKS = {network.name: network for network in (MANAGEMENT, TRAFFIC, INTERNET)}
 
 CLIENT = "internet"
-CLIENT_ADDRESS = INTERNET.address(254)
+CLIENT_PLUG = INTERNET.plug(254)
+CLIENT_ADDRESS = CLIENT_PLUG.address
 PUBLIC_CIDR = f"{INTERNET.prefix}.0/24"
 PUBLIC_POOL = (INTERNET.address(10), INTERNET.address(250))
 
@@ -76,10 +90,10 @@ class Node:
     def vtep(self) -> str:
         return TRAFFIC.address(self.kind.base + self.number)
 
-    def addresses(self) -> Iterator[tuple[Network, str]]:
-        """Each network it is plugged into, with its address there; "" where it has none (a gateway's outside)."""
-        for network in self.kind.networks:
-            yield network, "" if network is INTERNET else network.address(self.kind.base + self.number)
+    def plugs(self) -> list[Plug]:
+        """Each network it is plugged into. A gateway has no address of its own on the internet."""
+        last = self.kind.base + self.number
+        return [network.plug(last, numbered=network is not INTERNET) for network in self.kind.networks]
 
 
 def nodes(counts: dict[str, int]) -> list[Node]:

@@ -7,7 +7,6 @@ the name: namespaces, control groups and processes are found by it, whatever the
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 import signal
 import socket
@@ -18,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from daemonkit import command
 from daemonkit.errors import Conflict, NotFound, SkyrackError, Unavailable
 from skyrack.sandbox import cgroup, config, hypervisor, launch, layout, namespace, state
 from skyrack.sandbox.fabric import Fabric
@@ -29,6 +29,7 @@ from skyrack.sandbox.unit import Unit
 RELAY = Path(__file__).with_name("relay.py")
 FIRST_PORT, PORTS_MAX = 7700, 100
 DOWN_PATIENCE_S = 60.0
+MODULES = ("br_netfilter", "vxlan", "tun", "nf_conntrack")
 Units = Callable[[Node], list[Unit]]
 
 
@@ -74,7 +75,7 @@ class Rack:
             virtualization="compute" in node.kind.roles,
             names={other.name: other.address for other in nodes},
             warm=self._warm,
-            plug=lambda: self.fabric.connect(node.name, list(node.addresses())),
+            plug=lambda: self.fabric.connect(node.name, node.plugs()),
         )
 
     @property
@@ -117,7 +118,7 @@ class Rack:
         To be called inside `alone`.
         """
         self.plan(counts)
-        await asyncio.to_thread(_load_modules)
+        await _load_modules()
         await self.fabric.build()
         async with asyncio.TaskGroup() as group:
             group.create_task(self.open_door())
@@ -259,11 +260,13 @@ def _free_port(taken: set[int]) -> int:
     raise Unavailable("no free port on 127.0.0.1")
 
 
-def _load_modules() -> None:
+async def _load_modules() -> None:
     """What the hosts' kernel must have. br_netfilter would also filter the machine's own bridges: there it stays off."""
-    knobs = Path("/proc/sys/net/bridge")
-    if knobs.is_dir():
-        return
-    os.spawnvp(os.P_WAIT, "modprobe", ["modprobe", "-a", "-q", "br_netfilter", "vxlan", "tun", "nf_conntrack"])
-    for knob in knobs.glob("bridge-nf-call-*"):
-        knob.write_text("0")
+    if not _bridge_knobs():
+        await command.run("modprobe", "-a", "-q", *MODULES, check=False)
+        for knob in _bridge_knobs():
+            knob.write_text("0")
+
+
+def _bridge_knobs() -> list[Path]:
+    return list(Path("/proc/sys/net/bridge").glob("bridge-nf-call-*"))

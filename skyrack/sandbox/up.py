@@ -43,19 +43,10 @@ async def bring_up(rack: Rack, counts: dict[str, int], tell: Tell) -> dict[str, 
 
 async def _bootstrap(host: Host, node: Node) -> None:
     """Once in a controller's life: its authority, its certificate, the admin's password in a file only root can read."""
-    if all(unit.pid for unit in (await host.status()).values()):
-        return
-    names = [word for name in ("127.0.0.1", "localhost") for word in ("--api-name", name)]
-    await host.execute(
-        config.program("skyrack-controllerd"),
-        "bootstrap",
-        "--config",
-        "/etc/skyrack/controllerd.toml",
-        "--admin-env",
-        config.ADMIN_ENV,
-        *names,
-        timeout_s=JOIN_LIMIT_S,
-    )
+    if not all(unit.pid for unit in (await host.status()).values()):  # the data directory is free
+        files = ("--config", "/etc/skyrack/controllerd.toml", "--admin-env", config.ADMIN_ENV)
+        names = ("--api-name", "127.0.0.1", "--api-name", "localhost")
+        await host.execute(config.program("skyrack-controllerd"), "bootstrap", *files, *names, timeout_s=JOIN_LIMIT_S)
     for daemon in node.kind.daemons:
         await host.start_unit(daemon)
         await host.until(daemon, timeout_s=SERVING_LIMIT_S)

@@ -11,9 +11,9 @@ from daemonkit.errors import InvalidArgument
 from skyrack.sandbox import config, hypervisor, layout
 from skyrack.sandbox.cgroup import Hierarchy, hierarchies
 from skyrack.sandbox.cloud import read_env
-from skyrack.sandbox.fabric import bridges, cable, plug
+from skyrack.sandbox.fabric import bridges, cable, socket
 from skyrack.sandbox.host import setup_script
-from skyrack.sandbox.layout import INTERNET, MANAGEMENT, TRAFFIC
+from skyrack.sandbox.layout import INTERNET, MANAGEMENT, TRAFFIC, Plug
 
 COUNTS = {"controllers": 1, "networks": 1, "computes": 2, "storages": 1}
 
@@ -27,7 +27,11 @@ def test_nodes_of_the_small_rack() -> None:
         ("k1", "10.10.0.41", ("compute", "edge")),
         ("k2", "10.10.0.42", ("compute", "edge")),
     ]
-    assert list(nodes[1].addresses()) == [(MANAGEMENT, "10.10.0.21"), (TRAFFIC, "10.20.0.21"), (INTERNET, "")]
+    assert nodes[1].plugs() == [
+        Plug(MANAGEMENT, "02:00:0a:0a:00:15", "10.10.0.21"),
+        Plug(TRAFFIC, "02:00:0a:14:00:15", "10.20.0.21"),
+        Plug(INTERNET, "02:00:cb:00:71:15", ""),
+    ]
 
 
 def test_addresses_of_the_largest_rack_are_distinct_and_outside_the_public_pool() -> None:
@@ -35,7 +39,7 @@ def test_addresses_of_the_largest_rack_are_distinct_and_outside_the_public_pool(
     nodes = layout.nodes(most)
     assert len({n.address for n in nodes}) == len(nodes) == sum(most.values())
     assert all(int(n.address.split(".")[-1]) < 254 for n in nodes)
-    assert all(len(plug(n.name, TRAFFIC)) < 15 for n in nodes)
+    assert all(len(socket(n.name, TRAFFIC)) < 15 for n in nodes)
 
 
 @pytest.mark.parametrize("counts", [{}, {**COUNTS, "controllers": 0}, {**COUNTS, "computes": -1}, {**COUNTS, "networks": 10}])
@@ -99,8 +103,8 @@ def test_fabric_scripts() -> None:
         "link add management mtu 1500 type bridge stp_state 0 mcast_snooping 0",
         "link set management up",
     ]
-    assert cable("k1", TRAFFIC, "skyrack-rack-k1").splitlines() == [
-        "link add k1-data0 mtu 1500 type veth peer name data0 mtu 1500 netns skyrack-rack-k1",
+    assert cable("k1", TRAFFIC.plug(41), "skyrack-rack-k1").splitlines() == [
+        "link add k1-data0 mtu 1500 type veth peer name data0 address 02:00:0a:14:00:29 mtu 1500 netns skyrack-rack-k1",
         "link set k1-data0 master traffic up",
     ]
 
