@@ -118,13 +118,18 @@ class Reconciler:
         zones = self._assign({s.id for s in desired.segments.values() if not s.external})
         want = layout(desired, self._node, zones)
         steps = plan(self._seen, want)
+        planned_s = time.perf_counter() - began_s
         if looked and steps and desired is self._fulfilled:
             self._count_drift(steps)
         faults = await self._carry_out(desired, want, steps)
         await self._forget_zones(zones)
         self._look = self._look or bool(faults)
         self._fulfilled = None if faults else desired
-        RECONCILE_S.observe(time.perf_counter() - began_s)
+        took_s = time.perf_counter() - began_s
+        RECONCILE_S.observe(took_s)
+        log.debug(
+            "pass", extra={"steps": len(steps.steps), "ms": round(took_s * 1000, 1), "planned_ms": round(planned_s * 1000, 1)}
+        )
         return faults
 
     async def _carry_out(self, desired: Desired, want: Picture, steps: Plan) -> dict[str, str]:

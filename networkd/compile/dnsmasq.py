@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable
+from functools import lru_cache
 
 from networkd.spec import name
 from networkd.spec.desired import Desired, Neighbour, Port, Segment, Subnet
 from networkd.spec.picture import DhcpService
 
 LEASE_S = 86400
+CACHED_MAX = 16384
 DEFAULT_DOMAIN = "skyrack.internal"
 
 
@@ -22,8 +24,9 @@ def service(desired: Desired, segment: Segment) -> DhcpService:
     ports = [p for p in desired.ports.values() if p.network_id == segment.id]
     others = [n for n in desired.neighbours.values() if n.network_id == segment.id]
     everyone: list[Port | Neighbour] = [*ports, *others]
+    domain = _domain(segment.dhcp_subnets)
     hosts = {p.id: line for p in ports if (line := _host(p, segment))}
-    names = {p.id: line for p in everyone if (line := _name(p, segment))}
+    names = {p.id: line for p in everyone if (line := _name(p, domain))}
     return DhcpService(segment.id, _conf(segment), hosts, names)
 
 
@@ -74,8 +77,8 @@ def _host(port: Port, segment: Segment) -> str:
     return ",".join(part for part in (port.mac, ip, port.hostname) if part) + "\n" if ip else ""
 
 
-def _name(port: Port | Neighbour, segment: Segment) -> str:
+@lru_cache(CACHED_MAX)
+def _name(port: Port | Neighbour, domain: str) -> str:
     if not port.hostname:
         return ""
-    domain = _domain(segment.dhcp_subnets)
     return "".join(f"{ip} {port.hostname}.{domain} {port.hostname}\n" for ip in port.ips)

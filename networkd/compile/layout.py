@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Mapping
+from functools import lru_cache
 
 from networkd.compile import dnsmasq, filter, nat
 from networkd.spec import name
-from networkd.spec.desired import Desired, Node, Port, Router, Segment
+from networkd.spec.desired import Desired, Neighbour, Node, Port, Router, Segment
 from networkd.spec.picture import HERE, Addr, Fact, Fdb, Link, Neigh, Picture, Via
 
+CACHED_MAX = 16384  # neighbours: their facts are made once
 HEAD_END = "00:00:00:00:00:00"
 _QUIET_V6 = (("net.ipv6.conf.all.disable_ipv6", "1"), ("net.ipv6.conf.default.disable_ipv6", "1"))
 DHCP_SYSCTLS = (*_QUIET_V6, ("net.ipv4.ip_forward", "0"))
@@ -42,7 +44,7 @@ def layout(desired: Desired, node: Node, zones: Mapping[str, int]) -> Picture:
                 _dhcp(picture, desired, segment, node)
     for port in desired.ports.values():
         _port(picture, port, desired, node)
-    _neighbours(picture, desired)
+    _neighbours(picture, desired, node)
     for router in desired.routers.values():
         if router.admin_up:
             _router(picture, router, desired, node)
@@ -95,15 +97,21 @@ def _port(picture: Picture, port: Port, desired: Desired, node: Node) -> None:
     picture.add(Fdb(port.device, port.mac, owner=owner))
 
 
-def _neighbours(picture: Picture, desired: Desired) -> None:
-    """All three are needed: where the MAC is, behind which bridge port, and who has the address (answers ARP and ND here)."""
+def _neighbours(picture: Picture, desired: Desired, node: Node) -> None:
+    """Ports elsewhere. One that is told to be here, or is here already (it just moved in), is no neighbour."""
+    tenant = {s.id for s in desired.segments.values() if not s.external}
     for other in desired.neighbours.values():
-        segment = desired.segments.get(other.network_id)
-        if segment is None or segment.external:
-            continue
-        bridge, vxlan, owner = name.bridge(segment.id), name.vxlan(segment.id), f"neighbour/{other.id}"
-        picture.add(Fdb(vxlan, other.mac, other.vtep, owner=owner), Fdb(vxlan, other.mac, owner=owner))
-        picture.add(*(Neigh(bridge, ip, other.mac, owner=owner) for ip in other.ips))
+        if other.network_id in tenant and other.vtep != node.vtep and other.id not in desired.ports:
+            picture.facts.update(_neighbour(other))
+
+
+@lru_cache(CACHED_MAX)
+def _neighbour(other: Neighbour) -> dict[tuple[str, ...], Fact]:
+    """All three are needed: where the MAC is, behind which bridge port, and who has the address (answers ARP and ND here)."""
+    bridge, vxlan, owner = name.bridge(other.network_id), name.vxlan(other.network_id), f"neighbour/{other.id}"
+    facts: list[Fact] = [Fdb(vxlan, other.mac, other.vtep, owner=owner), Fdb(vxlan, other.mac, owner=owner)]
+    facts += [Neigh(bridge, ip, other.mac, owner=owner) for ip in other.ips]
+    return {fact.slot: fact for fact in facts}
 
 
 def _dhcp(picture: Picture, desired: Desired, segment: Segment, node: Node) -> None:

@@ -181,23 +181,23 @@ def _release(link: Link) -> Step:
 
 
 def _facts(seen: Picture, want: Picture, doomed: set[tuple[str, str]]) -> list[Step]:
-    steps: list[Step] = []
     lost = _also_lost(seen, doomed)
-    standing = {slot: f for slot, f in seen.facts.items() if (f.ns, f.dev) not in lost and _stands(f, want)}
-    shaken = {ns for ns, _name in doomed}
-    for slot, fact in standing.items():
-        if slot not in want.facts:
-            steps.append(DelFact(fact, _owner(fact)))
-            if isinstance(fact, Addr):
-                shaken.add(fact.ns)
-                if _public(fact):
-                    steps.append(ForgetFlows(fact.ns, fact.ip, owner=_owner(fact)))
+    gone = [f for slot, f in seen.facts.items() if slot not in want.facts and _stands(f, want) and (f.ns, f.dev) not in lost]
+    steps: list[Step] = []
+    for fact in gone:
+        steps.append(DelFact(fact, _owner(fact)))
+        if isinstance(fact, Addr) and _public(fact):
+            steps.append(ForgetFlows(fact.ns, fact.ip, owner=_owner(fact)))
+    # The kernel drops routes with the address or interface they leave by: those are put again.
+    shaken = {ns for ns, _name in doomed} | {f.ns for f in gone if isinstance(f, Addr)}
     for slot, fact in want.facts.items():
-        # The kernel drops routes with the address or interface they leave by: those are put again.
-        if standing.get(slot) != fact or (isinstance(fact, Via) and fact.ns in shaken):
-            steps.append(AddFact(fact, fact.owner))
-            if isinstance(fact, Addr) and _public(fact):
-                steps.append(Announce(fact.ns, fact.dev, fact.ip, fact.owner))
+        held = seen.facts.get(slot)
+        right = held is fact or held == fact
+        if right and (fact.ns, fact.dev) not in lost and not (fact.ns in shaken and isinstance(fact, Via)):
+            continue
+        steps.append(AddFact(fact, fact.owner))
+        if isinstance(fact, Addr) and _public(fact):
+            steps.append(Announce(fact.ns, fact.dev, fact.ip, fact.owner))
     return steps
 
 

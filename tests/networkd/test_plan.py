@@ -234,3 +234,13 @@ async def test_nothing_forwards_before_rules_are_in_force() -> None:
     assert await reconciler.once()
     assert not driver.picture.links.keys() - {("", "ext")}
     assert [o.port.state for o in reports] == [agent_pb2.OBSERVED_STATE_FAILED]
+
+
+def test_a_port_that_is_here_is_no_neighbour() -> None:
+    """While a server moves, it may be told as both; the local port wins, and there is no tunnel to ourselves."""
+    both = [segment(), group(OPEN), port(11, NET, OPEN), neighbour(11, "10.20.0.2"), neighbour(12, NODE.vtep)]
+    macs = {f.dev for f in layout(desired(both), NODE, ZONES).facts.values() if getattr(f, "mac", "").startswith("02:aa")}
+    assert macs == {device_of(11)}
+    away = [segment(), group(OPEN), neighbour(11, "10.20.0.2")]
+    here = carried(bare(), layout(desired(both), NODE, ZONES))
+    assert not plan(carried(here, layout(desired(away), NODE, ZONES)), layout(desired(away), NODE, ZONES))
