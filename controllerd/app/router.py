@@ -14,7 +14,7 @@ from controllerd.app.subnet import seen
 from controllerd.domain.address import HostRoute, overlapping
 from controllerd.domain.page import Page, PageOf
 from controllerd.domain.policy import Caller, authorise
-from controllerd.domain.port import ROUTER_GATEWAY, ROUTER_INTERFACE
+from controllerd.domain.port import DOWN, ROUTER_GATEWAY, ROUTER_INTERFACE
 from controllerd.domain.router import ROUTES_MAX, Router, plan_placement
 from controllerd.domain.subnet import Subnet, check_routes
 from controllerd.store import event, floating_ip, node, quota
@@ -31,6 +31,17 @@ class RouterView:
     router: Router
     legs: tuple[Leg, ...]
     node_name: str
+    lost: bool  # the node is: what it reported last no longer counts
+
+    @property
+    def state(self) -> str:
+        return DOWN if self.lost else self.router.state
+
+    @property
+    def fault(self) -> str:
+        if not self.router.node_id:
+            return "no gateway node is there to take it"
+        return "its node is lost; another takes it soon, if there is one" if self.lost else self.router.observed_fault
 
 
 class Routers:
@@ -157,8 +168,8 @@ def _view(tx: Tx, router_id: str) -> RouterView:
 
 
 def _views(tx: Tx, routers: Sequence[Router]) -> list[RouterView]:
-    legs, names = store.legs_of(tx, (r.id for r in routers)), node.names(tx)
-    return [RouterView(r, tuple(legs.get(r.id, ())), names.get(r.node_id, "")) for r in routers]
+    legs, names, lost = store.legs_of(tx, (r.id for r in routers)), node.names(tx), node.lost_nodes(tx, "networkd")
+    return [RouterView(r, tuple(legs.get(r.id, ())), names.get(r.node_id, ""), r.node_id in lost) for r in routers]
 
 
 def _add_leg(tx: Tx, caller: Caller, router: Router, legs: list[Leg], subnet: Subnet) -> None:

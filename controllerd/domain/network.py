@@ -24,9 +24,5 @@ class Network:
         """Errors: InvalidArgument."""
         check.name("name", self.name)
 
-    def usable_by(self, project_id: str) -> bool:
-        """Whether ports of that project may be on it."""
-        return not self.external and (self.shared or self.project_id == project_id)
-
     def visible_to(self, project_id: str) -> bool:
         return self.shared or self.external or self.project_id == project_id

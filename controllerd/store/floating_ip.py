@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from controllerd.domain.floating_ip import FloatingIp
 from controllerd.domain.page import Page, PageOf
 from controllerd.domain.router import Router
-from controllerd.store import event, router
+from controllerd.store import event, node, router
 from controllerd.store.database import Tx
 from controllerd.store.table import Table
 
@@ -29,12 +29,13 @@ def visible(tx: Tx, project_id: str, everything: bool, ip: str, page: Page) -> P
 
 
 def views(tx: Tx, items: Sequence[FloatingIp]) -> list[FloatingIpView]:
-    routers = router.by_ids(tx, {f.router_id for f in items})
-    return [_view(tx, item, routers) for item in items]
+    lost = node.lost_nodes(tx, "networkd")
+    routers = {r.id: r for r in router.by_ids(tx, {f.router_id for f in items}).values() if r.node_id not in lost}
+    return [_view(tx, item, routers.get(item.router_id)) for item in items]
 
 
-def _view(tx: Tx, item: FloatingIp, routers: dict[str, Router]) -> FloatingIpView:
-    through = routers.get(item.router_id)
+def _view(tx: Tx, item: FloatingIp, through: Router | None) -> FloatingIpView:
+    """`through`: its router, unless the router's node is lost."""
     server_id = tx.value("SELECT server_id FROM port WHERE id = ?", item.port_id) if item.port_id else ""
     node_id = through.node_id if through else ""
     in_force = through is not None and item.ip in through.observed_floating_ips

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from controllerd.domain.network import VNI_MAX, Network
 from controllerd.domain.page import Page, PageOf
-from controllerd.domain.port import DHCP
+from controllerd.domain.port import DHCP, FLOATING_IP
 from controllerd.store.database import Row, Tx
 from controllerd.store.table import Table, like_name
 
@@ -58,16 +58,18 @@ def subnet_ids(tx: Tx, network_ids: Iterable[str]) -> dict[str, list[str]]:
 
 
 def used_by(tx: Tx, network_id: str) -> str:
-    """What keeps the network: "server ID", "router ID" or "port ID"; "" for nothing. DHCP goes with its subnet."""
-    sql = "SELECT server_id, router_id, id FROM port WHERE network_id = ? AND purpose != ?"
+    """What keeps the network, as `describe` says it; "" for nothing. DHCP goes with its subnet."""
+    sql = "SELECT server_id, router_id, purpose, id FROM port WHERE network_id = ? AND purpose != ?"
     row = tx.one(f"{sql} ORDER BY server_id DESC, router_id DESC LIMIT 1", network_id, DHCP)
     return "" if row is None else describe(row)
 
 
 def describe(row: Row) -> str:
-    """Whose port it is, for an error."""
+    """Whose port it is, for an error: "server ID", "router ID", "a floating IP (port ID)" or "port ID"."""
     if row["server_id"]:
         return f"server {row['server_id']}"
+    if row["purpose"] == FLOATING_IP:
+        return f"a floating IP (port {row['id']})"
     return f"router {row['router_id']}" if row["router_id"] else f"port {row['id']}"
 
 

@@ -7,13 +7,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from controllerd.domain.page import Page, PageOf
-from controllerd.domain.port import DHCP, SERVER, AddressView, FixedIp, Port, device_name
+from controllerd.domain.port import DHCP, SERVER, AddressView, FixedIp, Port
 from controllerd.store import network, subnet
 from controllerd.store.database import Tx
 from controllerd.store.table import Table
 from daemonkit.errors import NetworkFailed
-
-__all__ = ["PORTS", "PortView", "addresses", "bind", "device_name", "of_server", "ready", "unbind"]
 
 PORTS = Table(Port, "port", "port")
 

@@ -37,9 +37,9 @@ def dhcp_addresses(tx: Tx, network_id: str) -> dict[str, str]:
 
 
 def used_by(tx: Tx, subnet_id: str) -> str:
-    """What has an address of it: "server ID", "router ID" or "port ID"; "" for nothing but DHCP."""
+    """What has an address of it, as `network.describe` says it; "" for nothing but DHCP."""
     sql = (
-        "SELECT p.server_id, p.router_id, p.id FROM address a JOIN port p ON p.id = a.port_id"
+        "SELECT p.server_id, p.router_id, p.purpose, p.id FROM address a JOIN port p ON p.id = a.port_id"
         " WHERE a.subnet_id = ? AND p.purpose != ? ORDER BY p.server_id DESC, p.router_id DESC LIMIT 1"
     )
     row = tx.one(sql, subnet_id, DHCP)

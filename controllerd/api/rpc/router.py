@@ -93,7 +93,7 @@ def render_router(caller: Caller, view: RouterView) -> pb.Router:
     router = view.router
     return pb.Router(
         id=router.id, name=router.name, project_id=router.project_id, snat=router.snat,
-        state=pb.RouterState.Value(f"ROUTER_STATE_{router.state}"), external_network_id=router.external_network_id,
+        state=pb.RouterState.Value(f"ROUTER_STATE_{view.state}"), external_network_id=router.external_network_id,
         external_ip=next((leg.ip for leg in view.legs if leg.external), ""),
         interfaces=[
             pb.RouterInterfaceInfo(port_id=leg.port.id, subnet_id=leg.subnet.id, ip=leg.ip)
@@ -101,7 +101,7 @@ def render_router(caller: Caller, view: RouterView) -> pb.Router:
         ],
         routes=[network_pb2.HostRoute(destination=r.destination, nexthop=r.nexthop) for r in router.routes],
         node=view.node_name if caller.admin else "", created_at=timestamp(router.created_at),
-        fault=router.observed_fault if router.node_id else "no gateway node is there to take it",
+        fault=view.fault,
     )  # fmt: skip
 
 
