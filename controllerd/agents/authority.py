@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import cast
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -24,6 +24,7 @@ CA_DAYS = 3650
 NODE_DAYS = 365
 BACKDATED = timedelta(hours=1)  # so that a node whose clock is behind accepts it
 CSR_BYTES_MAX = 16 << 10
+KEY_BITS_MIN = 256
 
 
 class Authority:
@@ -95,13 +96,13 @@ def read_request(csr_pem: bytes, node: str) -> x509.CertificateSigningRequest:
     try:
         request = x509.load_pem_x509_csr(csr_pem)
         names = request.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        good = request.is_signature_valid
-    except (ValueError, x509.ExtensionNotFound, InvalidSignature):
+        key, good = request.public_key(), request.is_signature_valid
+    except (ValueError, TypeError, UnsupportedAlgorithm, InvalidSignature, x509.ExtensionNotFound, x509.DuplicateExtension):
         raise InvalidArgument("csr_pem", "is not a PEM certificate request with alternative names") from None
-    if not good or not isinstance(request.public_key(), ec.EllipticCurvePublicKey):
-        raise InvalidArgument("csr_pem", "must be signed by its own ECDSA key")
-    if any(dns != node for dns in names.get_values_for_type(x509.DNSName)):
-        raise InvalidArgument("csr_pem", f"may name no host but {node!r}")
+    if not good or not isinstance(key, ec.EllipticCurvePublicKey) or key.key_size < KEY_BITS_MIN:
+        raise InvalidArgument("csr_pem", f"must be signed by its own ECDSA key of at least {KEY_BITS_MIN} bits")
+    if any(not isinstance(n, x509.IPAddress) and n != x509.DNSName(node) for n in names):
+        raise InvalidArgument("csr_pem", f"may name nothing but {node!r} and IP addresses")
     return request
 
 

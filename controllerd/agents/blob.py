@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -57,7 +58,7 @@ class GrpcBlobStore:
                 blob = await call
             except grpc.aio.AioRpcError as error:
                 raise from_rpc_error(error) from None
-            except grpc.aio.UsageError:  # the node ended the call while we wrote; the call says why
+            except (grpc.aio.UsageError, asyncio.InvalidStateError):  # the node ended the call while we wrote; it says why
                 raise await _why(call) from None
             finally:
                 call.cancel()

@@ -3,17 +3,23 @@
 An agent is believed only about what its node holds: every take function names the node in its condition. A noun's file in
 `controllerd.agents.observed` takes one kind of object; `missing` is told, for a whole report, which ids are there, so that
 what is not counts as gone.
+
+Reports come in the order in which they were made, but a report may have been made before the agent saw what was pushed last:
+take functions must bear news that are older than the row.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from controllerd.domain.node import Node
-from controllerd.store.database import Tx
+from controllerd.store.database import STORE_ERRORS, Tx
 from skyrack.v1 import agent_pb2
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,17 @@ class Intake:
             kind = str(item.WhichOneof("observed"))
             if kind in present:  # an agent of another kind has no say in it
                 present[kind].add(item.id)
-                self._takers[kind].take(tx, node, item.id, getattr(item, kind))
+                self._take(tx, node, kind, item)
         if report.whole:
             for kind, ids in present.items():
                 self._takers[kind].missing(tx, node, ids)
+
+    def _take(self, tx: Tx, node: Node, kind: str, item: agent_pb2.ObservedObject) -> None:
+        """One object that we cannot digest must not cost the node its session, again and again."""
+        try:
+            with tx.savepoint():
+                self._takers[kind].take(tx, node, item.id, getattr(item, kind))
+        except STORE_ERRORS:
+            raise
+        except Exception:
+            log.exception("a report was not understood", extra={"node": node.name, "kind": kind, "object": item.id})

@@ -2,14 +2,19 @@
 
 One session an agent; a newer one of the same agent ends the older. After the welcome the agent is sent its desired state
 whole (or told that what it holds is right), then deltas whenever a commit touched its node. What comes up is applied in one
-transaction a message and only to what the node holds.
+transaction a message and only to what the node holds. A certificate that was replaced ends its session at the next commit
+that touches the node.
+
+A session talks in tasks of its own, one that reads and one for each kind of thing that is sent: nobody else's cancellation
+can break off a message in the middle, which would end the stream.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from google.protobuf.json_format import MessageToDict
@@ -31,6 +36,7 @@ log = logging.getLogger(__name__)
 
 HELLO_TIMEOUT_S = 10.0
 ASK_TIMEOUT_S = 10.0
+QUERIES_MAX = 64  # questions that wait to be sent to one agent
 
 KINDS = {
     agent_pb2.AGENT_KIND_COMPUTED: "computed",
@@ -55,11 +61,19 @@ class _Session:
     kind: str
     stream: ControllerStream
     dirty: asyncio.Event = field(default_factory=asyncio.Event)
-    generation: int = 0
+    generation: int = 0  # of what was sent last
     sent: dict[str, bytes] = field(default_factory=dict)  # key -> encoded object, as the agent holds it
     tasks_sent: set[str] = field(default_factory=set)
+    whole_wanted: bool = False  # the agent asked for its desired state afresh
     heard_s: float = 0.0
+    taking: bool = False  # a message of its is being applied: silence now is ours
     ended: asyncio.Event = field(default_factory=asyncio.Event)
+    queries: asyncio.Queue[agent_pb2.Query] = field(default_factory=lambda: asyncio.Queue(QUERIES_MAX))
+    questions: dict[str, asyncio.Future[agent_pb2.Answer]] = field(default_factory=dict)
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.node.id, self.kind
 
 
 class Sessions:
@@ -69,7 +83,7 @@ class Sessions:
         self._db, self._compilers, self._intake = database, compilers, intake
         self._settings, self._runtime = settings, runtime
         self._sessions: dict[tuple[str, str], _Session] = {}
-        self._questions: dict[str, asyncio.Future[agent_pb2.Answer]] = {}
+        self._generations: dict[tuple[str, str], int] = {}  # they rise through all sessions of an agent in this epoch
 
     def notice(self, touched: set[str]) -> None:
         """Subscriber of the store: wakes the sessions of touched nodes."""
@@ -81,21 +95,21 @@ class Sessions:
         return (node_id, kind) in self._sessions
 
     async def ask(self, node_id: str, kind: str, query: agent_pb2.Query) -> bytes:
-        """A question to an agent. Errors: Unavailable (not in session, no answer), SkyrackError with the agent's fault."""
+        """A question to an agent. Errors: Unavailable (not in session, no answer, or the agent's fault)."""
         session = self._sessions.get((node_id, kind))
-        if session is None:
-            raise Unavailable("the node is not in session now")
+        if session is None or session.queries.full():
+            raise Unavailable("the node is not in session now" if session is None else "the node does not read")
         query.query_id = self._runtime.new_id()
         future: asyncio.Future[agent_pb2.Answer] = asyncio.get_running_loop().create_future()
-        self._questions[query.query_id] = future
+        session.questions[query.query_id] = future
+        session.queries.put_nowait(query)
         try:
             async with asyncio.timeout(ASK_TIMEOUT_S):
-                await session.stream.send(self._message(query=query))
                 answer = await future
         except TimeoutError:
             raise Unavailable("the node did not answer in time") from None
         finally:
-            del self._questions[query.query_id]
+            session.questions.pop(query.query_id, None)
         if not answer.ok:
             raise Unavailable(answer.fault)
         return answer.body
@@ -103,40 +117,61 @@ class Sessions:
     # ---- one session
 
     async def serve(self, stream: ControllerStream, identity: Identity) -> None:
-        """Runs one session to its end. Errors: Forbidden, InvalidArgument, Fenced before it; Unavailable when it breaks."""
-        async with asyncio.timeout(HELLO_TIMEOUT_S):
-            first = await stream.receive()
-        if first.WhichOneof("body") != "hello":
-            raise InvalidArgument("body", "the first message must be hello")
-        hello = first.hello
-        session = await self._admit(stream, hello, identity)
-        key = (session.node.id, session.kind)
-        if older := self._sessions.get(key):
-            older.ended.set()
-        self._sessions[key] = session
-        log.info("agent in session", extra={"node": session.node.name, "agent": session.kind})
+        """Runs one session to its end. Errors: Forbidden, InvalidArgument, Fenced before it; Unavailable when it breaks.
+
+        In a task of its own: Python 3.11's task groups leave a cancellation counted on a task whose children failed, and the
+        caller's later timeouts would then not be told from cancellations.
+        """
+        raise await asyncio.get_running_loop().create_task(self._attempt(stream, identity))
+
+    async def _attempt(self, stream: ControllerStream, identity: Identity) -> Exception:
+        """Gives why the session ended."""
         try:
-            await self._talk(session, hello)
-        finally:
-            if self._sessions.get(key) is session:
-                del self._sessions[key]
-                await asyncio.shield(self._db.write(lambda tx: node_store.disconnected(tx, *key)))
-            log.info("agent left", extra={"node": session.node.name, "agent": session.kind})
+            hello = await _hello(stream)
+            session = await self._admit(stream, hello, identity)
+            with self._registered(session):
+                await self._db.write(lambda tx: self._record(tx, session, hello))
+                await self._talk(session, hello)
+        except Exception as error:
+            return _reason(error)
+        raise AssertionError("a session ends by an error only")
 
     async def _admit(self, stream: ControllerStream, hello: agent_pb2.Hello, identity: Identity) -> _Session:
         kind = KINDS.get(hello.kind)
         if kind is None:
             raise InvalidArgument("hello.kind", "unknown agent kind")
         if hello.highest_epoch > self._db.epoch:
+            log.error(
+                "an agent has seen a higher epoch: another controller leads it, or this one's state is an old copy",
+                extra={"node": identity.node, "epoch": hello.highest_epoch},
+            )
             raise Fenced(f"agent has seen epoch {hello.highest_epoch}, this controller has {self._db.epoch}")
         try:
             node = await self._db.read(lambda tx: _known(tx, hello, kind, identity))
         except Forbidden as error:
             metrics.REFUSED_PEERS.labels(error.metadata.get("why", "other")).inc()
             raise
-        session = _Session(node, kind, stream, heard_s=self._runtime.clock.boottime_s())
-        await self._db.write(lambda tx: self._record(tx, session, hello))
-        return session
+        return _Session(node, kind, stream, heard_s=self._runtime.clock.boottime_s())
+
+    @contextmanager
+    def _registered(self, session: _Session) -> Iterator[None]:
+        """Ends an older session of the agent. Coming and going take their places in the order of writes at once, so that
+        an agent that came back is not written down as gone by the end of its former session."""
+        if older := self._sessions.get(session.key):
+            older.ended.set()
+        self._sessions[session.key] = session
+        log.info("agent in session", extra={"node": session.node.name, "agent": session.kind})
+        try:
+            yield
+        finally:
+            if self._sessions.get(session.key) is session:
+                del self._sessions[session.key]
+                gone = self._db.submit(lambda tx: node_store.disconnected(tx, *session.key))
+                gone.add_done_callback(_nobody_asks)
+            for future in session.questions.values():
+                if not future.done():
+                    future.set_exception(Unavailable("the node left before it answered"))
+            log.info("agent left", extra={"node": session.node.name, "agent": session.kind})
 
     def _record(self, tx: Tx, session: _Session, hello: agent_pb2.Hello) -> None:
         known = node_store.agent(tx, session.node.id, session.kind)
@@ -154,26 +189,25 @@ class Sessions:
             heartbeat_interval_ms=int(self._settings.heartbeat_interval_s * 1000),
         )  # fmt: skip
         await session.stream.send(self._message(welcome=welcome))
-        await self._send_first(session, hello)
-        try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._receive_all(session))
-                group.create_task(self._push_all(session))
-                group.create_task(self._watch_silence(session))
-        except* SkyrackError as several:
-            raise several.exceptions[0] from None
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._receive_all(session))
+            group.create_task(self._push_all(session, hello.desired_hash))
+            group.create_task(self._ask_all(session))
+            group.create_task(self._watch_silence(session))
 
     async def _watch_silence(self, session: _Session) -> None:
         while True:
             rest_s = session.heard_s + self._settings.silence_max_s - self._runtime.clock.boottime_s()
+            if session.taking:
+                rest_s = self._settings.silence_max_s
             if rest_s <= 0:
                 raise Unavailable("the agent is silent")
             try:
                 async with asyncio.timeout(rest_s):
                     await session.ended.wait()
-                raise Unavailable("a newer session of this agent began")
             except TimeoutError:
                 continue
+            raise Unavailable("a newer session of this agent began")
 
     # ---- down
 
@@ -181,28 +215,45 @@ class Sessions:
         return agent_pb2.ControllerMessage(epoch=self._db.epoch, **body)  # type: ignore[arg-type]
 
     async def _compile(self, session: _Session) -> dict[str, agent_pb2.DesiredObject]:
+        """Errors: Forbidden when the node is gone or its certificate was replaced."""
         compiler = self._compilers[session.kind]
-        objects = await self._db.read(lambda tx: compiler(tx, session.node.id))
-        return {key_of(o): o for o in objects}
 
-    async def _send_first(self, session: _Session, hello: agent_pb2.Hello) -> None:
-        session.dirty.set()  # tasks, and whatever changes while this is sent
-        objects = await self._compile(session)
-        session.sent = {k: encode(o) for k, o in objects.items()}
-        session.generation = 1
-        digest = state_hash(session.sent)
-        if hello.desired_hash == digest:
-            state = agent_pb2.DesiredState(generation=1, hash=digest, same=True)
-        else:
-            state = agent_pb2.DesiredState(generation=1, hash=digest, put=objects.values())
-        await session.stream.send(self._message(desired=state))
+        def read(tx: Tx) -> list[agent_pb2.DesiredObject]:
+            node = node_store.NODES.find(tx, session.node.id)
+            if node is None or node.certificate_serial != session.node.certificate_serial:
+                raise Forbidden("the certificate was replaced by a newer one, or the node removed", why="old")
+            return compiler(tx, session.node.id)
 
-    async def _push_all(self, session: _Session) -> None:
+        return {key_of(o): o for o in await self._db.read(read)}
+
+    async def _push_all(self, session: _Session, held: bytes) -> None:
+        """`held`: hash of what the agent has from an earlier session."""
+        await self._push_whole(session, held)
+        session.dirty.set()  # tasks, and whatever changed meanwhile
         while True:
             await session.dirty.wait()
             session.dirty.clear()
-            await self._push_delta(session)
+            if session.whole_wanted:
+                session.whole_wanted = False
+                await self._push_whole(session, b"")
+            else:
+                await self._push_delta(session)
             await self._push_tasks(session)
+
+    def _next_generation(self, session: _Session) -> int:
+        session.generation = self._generations.get(session.key, 0) + 1
+        self._generations[session.key] = session.generation
+        return session.generation
+
+    async def _push_whole(self, session: _Session, held: bytes) -> None:
+        objects = await self._compile(session)
+        session.sent = {k: encode(o) for k, o in objects.items()}
+        digest, generation = state_hash(session.sent), self._next_generation(session)
+        if held == digest:
+            state = agent_pb2.DesiredState(generation=generation, hash=digest, same=True)
+        else:
+            state = agent_pb2.DesiredState(generation=generation, hash=digest, put=objects.values())
+        await session.stream.send(self._message(desired=state))
 
     async def _push_delta(self, session: _Session) -> None:
         objects = await self._compile(session)
@@ -211,9 +262,9 @@ class Sessions:
         remove = [k for k in session.sent if k not in bodies]
         if not put and not remove:
             return
-        base = session.generation
-        session.generation, session.sent = base + 1, bodies
-        state = agent_pb2.DesiredState(base=base, generation=base + 1, put=put, remove=remove, hash=state_hash(bodies))
+        base, session.sent = session.generation, bodies
+        generation = self._next_generation(session)
+        state = agent_pb2.DesiredState(base=base, generation=generation, put=put, remove=remove, hash=state_hash(bodies))
         await session.stream.send(self._message(desired=state))
 
     async def _push_tasks(self, session: _Session) -> None:
@@ -223,6 +274,12 @@ class Sessions:
                 session.tasks_sent.add(task_id)
                 await session.stream.send(self._message(task=agent_pb2.Task.FromString(body)))
 
+    async def _ask_all(self, session: _Session) -> None:
+        while True:
+            query = await session.queries.get()
+            if query.query_id in session.questions:  # somebody still waits for the answer
+                await session.stream.send(self._message(query=query))
+
     # ---- up
 
     async def _receive_all(self, session: _Session) -> None:
@@ -230,13 +287,15 @@ class Sessions:
             message = await session.stream.receive()
             if session.ended.is_set():  # what a newer session of the agent has reported must not be overwritten
                 raise Unavailable("a newer session of this agent began")
-            session.heard_s = self._runtime.clock.boottime_s()
+            session.taking = True
             await self._take(session, message)
+            session.taking, session.heard_s = False, self._runtime.clock.boottime_s()
 
     async def _take(self, session: _Session, message: agent_pb2.AgentMessage) -> None:
         match message.WhichOneof("body"):
             case "report":
-                await self._db.write(lambda tx: self._intake.report(tx, session.node, session.kind, message.report))
+                if message.report.objects or message.report.whole:
+                    await self._db.write(lambda tx: self._intake.report(tx, session.node, session.kind, message.report))
                 await session.stream.send(self._message(report_ack=agent_pb2.ReportAck(seq=message.report.seq)))
             case "telemetry":
                 last = await self._db.write(lambda tx: self._intake.telemetry(tx, session.node, message.telemetry))
@@ -249,9 +308,10 @@ class Sessions:
                     await self._db.write(lambda tx: self._new_inventory(tx, session, message.heartbeat.inventory))
             case "resync":
                 log.warning("resync", extra={"node": session.node.name, "agent": session.kind, "why": message.resync.why})
-                await self._send_first(session, agent_pb2.Hello())
+                session.whole_wanted = True
+                session.dirty.set()
             case "answer":
-                future = self._questions.get(message.answer.query_id)
+                future = session.questions.get(message.answer.query_id)
                 if future and not future.done():
                     future.set_result(message.answer)
 
@@ -268,6 +328,31 @@ class Sessions:
             content = MessageToDict(inventory, preserving_proto_field_name=True)
             record = AgentRecord(known.node_id, known.kind, True, tx.now, False, known.version, known.boot_id, content)
             node_store.put_agent(tx, record)
+
+
+async def _hello(stream: ControllerStream) -> agent_pb2.Hello:
+    """Errors: Unavailable (none in time), InvalidArgument (something else)."""
+    try:
+        async with asyncio.timeout(HELLO_TIMEOUT_S):
+            first = await stream.receive()
+    except TimeoutError:
+        raise Unavailable("no hello in time") from None
+    if first.WhichOneof("body") != "hello":
+        raise InvalidArgument("body", "the first message must be hello")
+    return first.hello
+
+
+def _reason(why: Exception) -> Exception:
+    """Of `why`, which may be a task group's: the first bug, for the log; else the first error of ours."""
+    found = list(why.exceptions) if isinstance(why, ExceptionGroup) else [why]
+    bugs = [error for error in found if not isinstance(error, SkyrackError)]
+    return (bugs or found)[0]
+
+
+def _nobody_asks(gone: asyncio.Future[None]) -> None:
+    """The store may be closing; the next start takes every agent for gone anyway."""
+    if not gone.cancelled():
+        gone.exception()
 
 
 def _known(tx: Tx, hello: agent_pb2.Hello, kind: str, identity: Identity) -> Node:

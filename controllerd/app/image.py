@@ -12,7 +12,7 @@ from controllerd.domain import image as domain
 from controllerd.domain.image import Image
 from controllerd.domain.page import Page, PageOf
 from controllerd.domain.policy import Caller, authorise
-from controllerd.store import event, quota
+from controllerd.store import event, quota, tombstone
 from controllerd.store import image as store
 from controllerd.store.database import Tx
 from controllerd.store.image import IMAGES
@@ -89,15 +89,16 @@ class Images:
         """
         authorise(caller, "image.upload")
         image, node, size_max = await self._db.write(lambda tx: _begin(tx, caller, image_id))
+        sender = _Sender(content)
         try:
-            stored = await self._blobs.put(node.address, image.format, size_max, content)
+            stored = await self._blobs.put(node.address, image.format, size_max, sender.parts())
             return await self._db.write(lambda tx: _activate(tx, image, node.node_id, stored))
         except InvalidArgument as error:
-            await self._db.write(lambda tx, error=error: _refuse(tx, image, error))  # type: ignore[misc]
+            if error is not sender.error:
+                self._db.submit(lambda tx, error=error: _refuse(tx, image, error))  # type: ignore[misc]
             raise
-        except BaseException:
-            await asyncio.shield(self._db.write(lambda tx: _requeue(tx, image)))
-            raise
+        finally:  # after all that was written above, and also when we are cancelled: it does nothing where the upload ended
+            await asyncio.shield(self._db.submit(lambda tx: store.end_upload(tx, image.id, domain.QUEUED)))
 
     async def download(self, caller: Caller, image_id: str, offset: int) -> AsyncIterator[bytes]:
         """Errors: Conflict (no content yet), InvalidArgument (offset), Unavailable."""
@@ -107,6 +108,22 @@ class Images:
             raise InvalidArgument("offset", f"at most {image.size_bytes}, is {offset}")
         async for chunk in self._blobs.get(address, image.sha256, offset):
             yield chunk
+
+
+class _Sender:
+    """The tenant's side of an upload; tells its failures from the storage node's."""
+
+    def __init__(self, content: AsyncIterator[bytes | str]) -> None:
+        self._content = content
+        self.error: Exception | None = None
+
+    async def parts(self) -> AsyncIterator[bytes | str]:
+        try:
+            async for part in self._content:
+                yield part
+        except Exception as error:
+            self.error = error
+            raise
 
 
 def usable(tx: Tx, caller: Caller, image_id: str) -> Image:
@@ -150,6 +167,8 @@ def _begin(tx: Tx, caller: Caller, image_id: str) -> tuple[Image, store.StorageN
 
 def _activate(tx: Tx, image: Image, node_id: str, stored: Stored) -> Image:
     IMAGES.get(tx, image.id)  # NotFound: deleted while it was uploaded; the content is collected later
+    if tombstone.stands(tx, node_id, "blob", stored.sha256):
+        raise Unavailable("the same content is just being removed; upload again")
     quota.take(tx, image.project_id, image_gib=-(-stored.size_bytes // GIB))
     store.put_blob(tx, stored.sha256, node_id, stored.size_bytes)
     content = {
@@ -163,15 +182,8 @@ def _activate(tx: Tx, image: Image, node_id: str, stored: Stored) -> Image:
 
 
 def _refuse(tx: Tx, image: Image, error: SkyrackError) -> None:
-    if IMAGES.find(tx, image.id):
-        IMAGES.update(tx, image.id, state=domain.ERROR, fault_reason=error.reason, fault_message=error.message)
+    if store.end_upload(tx, image.id, domain.ERROR, error.reason, error.message):
         event.record(tx, "image.refused", image.project_id, image.id, error.message)
-        tx.touch(image.id)
-
-
-def _requeue(tx: Tx, image: Image) -> None:
-    if IMAGES.find(tx, image.id):
-        IMAGES.update(tx, image.id, state=domain.QUEUED)
 
 
 def _located(tx: Tx, caller: Caller, image_id: str) -> tuple[Image, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -19,10 +20,13 @@ from controllerd.store import node as store
 from controllerd.store.database import Row, Tx
 from controllerd.store.node import NODES
 from controllerd.store.table import like_name
+from daemonkit import metrics
 from daemonkit.errors import Conflict, InvalidArgument, Unauthenticated
 
 TOKEN_LIFETIME_DEFAULT_S = 3600
 TOKEN_LIFETIME_MAX_S = 24 * 3600
+REFUSED = "the join token is unknown, used, expired, or for another node"
+_HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,61}[A-Za-z0-9])?")
 NODE_ROLES = tuple(role for role in ROLES if role != "controller")
 
 
@@ -50,8 +54,7 @@ class Nodes:
     async def create_join_token(self, caller: Caller, name: str, roles: Sequence[str], lifetime_s: int) -> tuple[str, float]:
         """(token, expiry). The token is shown once; only the hash of its secret is kept."""
         authorise(caller, "node.token")
-        check.name("name", name)
-        if not all(c.isalnum() or c in "-." for c in name) or len(name) > 63:
+        if not _HOST_NAME.fullmatch(name):
             raise InvalidArgument("name", "must be a host name: letters, digits, '-' and '.', at most 63")
         if not roles:
             raise InvalidArgument("roles", f"at least one of {', '.join(NODE_ROLES)}")
@@ -69,16 +72,28 @@ class Nodes:
         return base64.urlsafe_b64encode(json.dumps(content).encode()).decode(), expires_at
 
     async def join(self, secret: str, name: str, csr_pem: bytes) -> Joined:
-        """The certificate is made first and counts only with the commit that uses up the token."""
-        check.name("name", name)
+        """The certificate is made first and counts only with the commit that uses up the token.
+
+        Errors: Unauthenticated (the token: not told why), InvalidArgument (csr_pem). Both are counted.
+        """
+        try:
+            return await self._join(secret_hash(secret), name, csr_pem)
+        except (Unauthenticated, InvalidArgument):
+            metrics.REFUSED_PEERS.labels("join").inc()
+            raise
+
+    async def _join(self, token_hash: str, name: str, csr_pem: bytes) -> Joined:
+        granted = await self._db.read(lambda tx: store.join_token(tx, token_hash))
+        if granted is None or granted[0] != name:
+            raise Unauthenticated(REFUSED)
+        roles = granted[1]
+        certificate, serial = self._authority.issue_for_request(csr_pem, name, roles)
 
         def use(tx: Tx) -> Joined:
-            granted = store.use_join_token(tx, secret_hash(secret))
-            if granted is None or granted[0] != name:
-                raise Unauthenticated("the join token is unknown, used, expired, or for another node")
-            certificate, serial = self._authority.issue_for_request(csr_pem, name, granted[1])
+            if not store.use_join_token(tx, token_hash):
+                raise Unauthenticated(REFUSED)
             known = store.by_name(tx, name)
-            node = Node(known.id if known else tx.new_id(), name, granted[1], True, str(serial), tx.now)
+            node = Node(known.id if known else tx.new_id(), name, roles, True, str(serial), tx.now)
             if known:  # joined anew: its former certificate is refused from now on
                 NODES.update(tx, node.id, roles=node.roles, certificate_serial=node.certificate_serial, joined_at=tx.now)
             else:
@@ -91,7 +106,7 @@ class Nodes:
 
     async def get(self, caller: Caller, name_or_id: str) -> NodeView:
         authorise(caller, "node.get")
-        return await self._db.read(lambda tx: _view(tx, _find(tx, name_or_id)))
+        return await self._db.read(lambda tx: _views(tx, [_find(tx, name_or_id)])[0])
 
     async def list(self, caller: Caller, name: str, page: Page) -> PageOf[NodeView]:
         authorise(caller, "node.list")
@@ -99,9 +114,7 @@ class Nodes:
         def find(tx: Tx) -> PageOf[NodeView]:
             condition, values = like_name(name)
             found = NODES.page(tx, page, condition, *values)
-            agents, held = store.agents(tx), store.holdings(tx)
-            views = [NodeView(n, [a for a in agents if a.node_id == n.id], held.get(n.id, {})) for n in found.items]
-            return PageOf(views, found.next_token)
+            return PageOf(_views(tx, found.items), found.next_token)
 
         return await self._db.read(find)
 
@@ -113,7 +126,7 @@ class Nodes:
             NODES.update(tx, node.id, enabled=enabled)
             event.record(tx, "node.enable" if enabled else "node.disable", "", node.id, node.name)
             tx.touch(node.id)
-            return _view(tx, replace(node, enabled=enabled))
+            return _views(tx, [replace(node, enabled=enabled)])[0]
 
         return await self._db.write(change)
 
@@ -122,8 +135,7 @@ class Nodes:
 
         def remove(tx: Tx) -> None:
             node = _find(tx, name_or_id)
-            view = _view(tx, node)
-            if any(a.connected for a in view.agents):
+            if any(a.connected for a in _views(tx, [node])[0].agents):
                 raise Conflict(f"node {node.name} is in session; stop its daemons first")
             if store.holds_anything(tx, node.id):
                 raise Conflict(f"node {node.name} still holds servers, volumes, images or routers")
@@ -137,6 +149,6 @@ def _find(tx: Tx, name_or_id: str) -> Node:
     return store.by_name(tx, name_or_id) or NODES.get(tx, name_or_id)
 
 
-def _view(tx: Tx, node: Node) -> NodeView:
-    agents = [a for a in store.agents(tx) if a.node_id == node.id]
-    return NodeView(node, agents, store.holdings(tx).get(node.id, {}))
+def _views(tx: Tx, nodes: Sequence[Node]) -> list[NodeView]:
+    agents, held = store.agents(tx, [n.id for n in nodes]), store.holdings(tx)
+    return [NodeView(n, agents.get(n.id, []), held.get(n.id, {})) for n in nodes]

@@ -56,9 +56,8 @@ def sources(tx: Tx, sha256: str) -> list[str]:
 
 
 def put_blob(tx: Tx, sha256: str, node_id: str, size_bytes: int) -> None:
-    tx.run("INSERT OR IGNORE INTO blob VALUES (?, ?, ?, ?)", sha256, node_id, size_bytes, tx.now)
-    tombstone.lift(tx, node_id, "blob", sha256)
-    tx.touch(node_id)
+    if tx.run("INSERT OR IGNORE INTO blob VALUES (?, ?, ?, ?)", sha256, node_id, size_bytes, tx.now):
+        tx.touch(node_id)
 
 
 def drop_blob(tx: Tx, sha256: str, node_id: str) -> None:
@@ -87,3 +86,12 @@ def collect(tx: Tx, before: float) -> int:
 def end_uploads(tx: Tx) -> int:
     """At the start of a controller: uploads ended with the process that took them."""
     return tx.run("UPDATE image SET state = 'QUEUED' WHERE state = 'SAVING'")
+
+
+def end_upload(tx: Tx, image_id: str, state: str, fault_reason: str = "", fault_message: str = "") -> bool:
+    """Without content. False when the upload had ended already, or the image is gone."""
+    sql = "UPDATE image SET state = ?, fault_reason = ?, fault_message = ? WHERE id = ? AND state = 'SAVING'"
+    ended = bool(tx.run(sql, state, fault_reason, fault_message, image_id))
+    if ended:
+        tx.touch(image_id)
+    return ended

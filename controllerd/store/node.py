@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 
 from controllerd.domain.node import AgentRecord, Node
 from controllerd.store import network
@@ -23,8 +24,13 @@ def agent(tx: Tx, node_id: str, kind: str) -> AgentRecord | None:
     return None if row is None else _agent(row)
 
 
-def agents(tx: Tx) -> list[AgentRecord]:
-    return [_agent(row) for row in tx.each("SELECT * FROM agent ORDER BY node_id, kind")]
+def agents(tx: Tx, node_ids: Iterable[str]) -> dict[str, list[AgentRecord]]:
+    """Node -> its agents by kind, of those that have any."""
+    sql = "SELECT * FROM agent WHERE node_id IN (SELECT value FROM json_each(?)) ORDER BY node_id, kind"
+    found: dict[str, list[AgentRecord]] = {}
+    for row in tx.each(sql, json.dumps(list(node_ids))):
+        found.setdefault(row["node_id"], []).append(_agent(row))
+    return found
 
 
 def _agent(row: Row) -> AgentRecord:
@@ -123,14 +129,16 @@ def put_join_token(tx: Tx, token_hash: str, name: str, roles: tuple[str, ...], e
     tx.run("INSERT INTO join_token VALUES (?, ?, ?, ?, 0)", token_hash, name, json.dumps(roles), expires_at)
 
 
-def use_join_token(tx: Tx, token_hash: str) -> tuple[str, tuple[str, ...]] | None:
-    """(node name, roles) the first time within its life; None ever after."""
-    sql = "UPDATE join_token SET used = 1 WHERE hash = ? AND used = 0 AND expires_at > ?"
-    if not tx.run(sql, token_hash, tx.now):
-        return None
-    row = tx.one("SELECT node_name, roles FROM join_token WHERE hash = ?", token_hash)
-    assert row is not None
-    return row["node_name"], tuple(json.loads(row["roles"]))
+def join_token(tx: Tx, token_hash: str) -> tuple[str, tuple[str, ...]] | None:
+    """(node name, roles) while the token is good: within its life, and not used yet."""
+    sql = "SELECT node_name, roles FROM join_token WHERE hash = ? AND used = 0 AND expires_at > ?"
+    row = tx.one(sql, token_hash, tx.now)
+    return None if row is None else (row["node_name"], tuple(json.loads(row["roles"])))
+
+
+def use_join_token(tx: Tx, token_hash: str) -> bool:
+    """True the first time within its life; False ever after."""
+    return bool(tx.run("UPDATE join_token SET used = 1 WHERE hash = ? AND used = 0 AND expires_at > ?", token_hash, tx.now))
 
 
 def expire_join_tokens(tx: Tx) -> int:

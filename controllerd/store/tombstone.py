@@ -32,6 +32,11 @@ def lift(tx: Tx, node_id: str, kind: str, object_id: str) -> bool:
     return bool(lifted)
 
 
+def stands(tx: Tx, node_id: str, kind: str, object_id: str) -> bool:
+    sql = "SELECT 1 FROM tombstone WHERE node_id = ? AND kind = ? AND object_id = ?"
+    return bool(tx.value(sql, node_id, kind, object_id))
+
+
 def of_node(tx: Tx, node_id: str, kind: str) -> list[str]:
     sql = "SELECT object_id FROM tombstone WHERE node_id = ? AND kind = ? ORDER BY object_id"
     return [row["object_id"] for row in tx.each(sql, node_id, kind)]

@@ -1,4 +1,8 @@
-"""What storage nodes report of volumes, exports and image content."""
+"""What storage nodes report of volumes, exports and image content.
+
+What was told to be absent is gone when the node says so, never because a report is silent about it: the report may have been
+made before the node saw that it was to make the thing, and what is then taken for gone would stay there for ever.
+"""
 
 from __future__ import annotations
 
@@ -30,13 +34,11 @@ def take_volume(tx: Tx, node: Node, volume_id: str, observed: pb.ObservedVolume)
 
 
 def missing_volumes(tx: Tx, node: Node, present: set[str]) -> None:
-    """A volume told to be absent, and not there, is gone; one that shall be there has yet to be made."""
-    for row in tx.all("SELECT id, absent FROM volume WHERE node_id = ?", node.id):
+    """What shall be there has yet to be made."""
+    for row in tx.all("SELECT id FROM volume WHERE node_id = ? AND absent = 0 AND observed_state != ''", node.id):
         if row["id"] not in present:
-            state = "GONE" if row["absent"] else ""
-            tx.run("UPDATE volume SET observed_state = ?, observed_at = ? WHERE id = ?", state, tx.now, row["id"])
+            tx.run("UPDATE volume SET observed_state = '', observed_at = ? WHERE id = ?", tx.now, row["id"])
             tx.touch(row["id"])
-    _lift_missing(tx, node, "volume", present)
 
 
 # ---- exports
@@ -75,7 +77,7 @@ def take_blob(tx: Tx, node: Node, sha256: str, observed: pb.ObservedBlob) -> Non
     if state == "GONE":
         image.drop_blob(tx, sha256, node.id)
         tombstone.lift(tx, node.id, "blob", sha256)
-    elif state == "READY" and sha256 not in tombstone.of_node(tx, node.id, "blob"):
+    elif state == "READY" and not tombstone.stands(tx, node.id, "blob", sha256):
         image.put_blob(tx, sha256, node.id, observed.size_bytes)  # unnamed content is collected after a while
 
 
@@ -84,13 +86,6 @@ def missing_blobs(tx: Tx, node: Node, present: set[str]) -> None:
         if sha256 not in present:
             image.drop_blob(tx, sha256, node.id)
             tx.touch(node.id)
-    _lift_missing(tx, node, "blob", present)
-
-
-def _lift_missing(tx: Tx, node: Node, kind: str, present: set[str]) -> None:
-    for object_id in tombstone.of_node(tx, node.id, kind):
-        if object_id not in present:
-            tombstone.lift(tx, node.id, kind, object_id)
 
 
 TAKERS = {

@@ -19,9 +19,7 @@ class IdentityService(identity_pb2_grpc.IdentityServiceServicer):
         self._gate, self._identity, self._login = gate, identity, login
 
     async def CreateToken(self, request: pb.CreateTokenRequest, context: Context) -> pb.Token:
-        issued = await self._login.issue(
-            request.user, request.password, request.project, request.lifetime_s, origin(context)
-        )
+        issued = await self._login.issue(request.user, request.password, request.project, request.lifetime_s, origin(context))
         message = render_token(issued.token, issued.caller)
         message.token = issued.secret
         return message
@@ -61,9 +59,7 @@ class IdentityService(identity_pb2_grpc.IdentityServiceServicer):
     async def CreateUser(self, request: pb.CreateUserRequest, context: Context) -> pb.User:
         caller = await self._gate.caller(context)
         return render_user(
-            await self._identity.create_user(
-                caller, request.name, request.password, request.email, once(request, "password")
-            )
+            await self._identity.create_user(caller, request.name, request.password, request.email, once(request, "password"))
         )
 
     async def GetUser(self, request: pb.GetUserRequest, context: Context) -> pb.User:
