@@ -256,9 +256,8 @@ def _only_network(tx: Tx, caller: Caller) -> Wish:
     found = network.usable(tx, caller.project_id)
     if len(found) != 1:
         names = ", ".join(f"{n.name} ({n.id})" for n in found)
-        raise InvalidArgument(
-            "networks", f"name one, there are several: {names}..." if found else "the project has no network yet"
-        )
+        why = f"name one, there are several: {names}..." if found else "the project has no network yet; create one"
+        raise InvalidArgument("networks", why)
     return Wish(network_id=found[0].id)
 
 

@@ -6,6 +6,7 @@ from controllerd.api.rpc.gate import Context, Gate, once, page, timestamp
 from controllerd.api.rpc.volume import render_attachment
 from controllerd.app.server import NewServer, Servers, ServerView, Wish
 from controllerd.app.volume import Volumes
+from daemonkit.errors import InvalidArgument
 from skyrack.v1 import common_pb2, server_pb2_grpc
 from skyrack.v1 import server_pb2 as pb
 
@@ -26,8 +27,7 @@ class ServerService(server_pb2_grpc.ServerServiceServicer):
 
     async def ListServers(self, request: pb.ListServersRequest, context: Context) -> pb.ListServersResponse:
         caller = await self._gate.caller(context)
-        state = pb.ServerState.Name(request.state).removeprefix(_STATE) if request.state else ""
-        found = await self._servers.list(caller, request.name, state, request.all_projects, page(request))
+        found = await self._servers.list(caller, request.name, _state(request.state), request.all_projects, page(request))
         return pb.ListServersResponse(servers=[render(s) for s in found.items], next_page_token=found.next_token)
 
     async def UpdateServer(self, request: pb.UpdateServerRequest, context: Context) -> pb.Server:
@@ -73,6 +73,13 @@ def _new(request: pb.CreateServerRequest) -> NewServer:
         metadata=dict(request.metadata), volume_ids=tuple(request.volume_ids), config_drive=request.config_drive,
         different_node_than=request.different_node_than, node=request.node,
     )  # fmt: skip
+
+
+def _state(value: int) -> str:
+    """As the domain names it; "" for none given. Errors: InvalidArgument for a number that no state has."""
+    if value not in pb.ServerState.values():
+        raise InvalidArgument("state", f"unknown state {value}")
+    return pb.ServerState.Name(value).removeprefix(_STATE) if value else ""
 
 
 def render(view: ServerView) -> pb.Server:

@@ -11,6 +11,8 @@ from controllerd.app.port import NewPort, Ports
 from controllerd.app.server import NewServer, Wish
 from controllerd.domain.page import Page
 from controllerd.domain.policy import Caller
+from controllerd.store import quota
+from controllerd.store.database import Tx
 from controllerd.store.keypair import KEYPAIRS
 from daemonkit.errors import Conflict, Forbidden, InvalidArgument, NotFound, QuotaExceeded
 from tests.controllerd.server.rig import ANEW, Rig
@@ -84,7 +86,7 @@ async def test_unknown_and_foreign_things_are_not_found(rig: Rig, tenant: Caller
 
 
 async def test_an_image_that_does_not_fit(rig: Rig, tenant: Caller) -> None:
-    flavor, image = await rig.equip(tenant)
+    flavor, _image = await rig.equip(tenant)
     for changes, words in (
         ({"virtual_bytes": (1 << 30) + 1}, "2 GiB"),
         ({"min_disk_gib": 3}, "3 GiB"),
@@ -110,8 +112,12 @@ async def test_without_a_network_named(rig: Rig, tenant: Caller) -> None:
 async def test_quotas_of_everything_it_takes(rig: Rig, tenant: Caller) -> None:
     flavor, image = await rig.equip(tenant)
     for resource in ("servers", "vcpus", "memory_mib", "ports"):
-        sql = "INSERT OR REPLACE INTO quota_limit VALUES (?, ?, 0)"
-        await rig.database.write(lambda tx, r=resource: (tx.run("DELETE FROM quota_limit"), tx.run(sql, tenant.project_id, r)))
+
+        def limit(tx: Tx, resource: str = resource) -> None:
+            tx.run("DELETE FROM quota_limit")
+            quota.set_limit(tx, tenant.project_id, resource, 0)
+
+        await rig.database.write(limit)
         error = await refused(rig, tenant, NewServer("web", flavor.id, image.id), QuotaExceeded)
         assert error.metadata["resource"] == resource
 

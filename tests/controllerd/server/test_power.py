@@ -253,7 +253,7 @@ async def test_shown_states_are_the_same_in_sql(rig: Rig, tenant: Caller) -> Non
     from controllerd.domain.page import Page
     from controllerd.domain.server import SHOWN
 
-    server_id, node = await running(rig, tenant)
+    server_id, _node = await running(rig, tenant)
     for stored in ("BUILD", "ACTIVE", "STOPPED", "ERROR", "STARTING", "STOPPING", "REBOOTING", "DELETING"):
         for observed in ("RUNNING", "PAUSED", ""):
             for lost in (0, 1):

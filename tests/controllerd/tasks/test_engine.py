@@ -71,8 +71,8 @@ class Stage:
 
     async def until(self, condition: Callable[[], bool] | None = None, task_id: str = "", state: str = "") -> None:
         async with asyncio.timeout(HANG_S):
-            while not (condition() if condition else (await self.task(task_id)).state == state):
-                await asyncio.sleep(0.01)  # noqa: ASYNC110 - what is waited for tells nobody
+            while not (condition() if condition else (await self.task(task_id)).state == state):  # noqa: ASYNC110 - it tells nobody
+                await asyncio.sleep(0.01)
 
 
 @pytest.fixture
@@ -101,8 +101,8 @@ async def test_a_touch_between_first_commit_and_watch_is_not_missed(stage: Stage
         ids = await asyncio.gather(*(stage.begin(o, f"r{n}") for n, o in enumerate(operations)))
 
         async def open_soon(number: int) -> None:
-            while not gates[number].asked:
-                await asyncio.sleep(0)  # noqa: ASYNC110 - the sooner the better
+            while not gates[number].asked:  # noqa: ASYNC110 - the sooner the better
+                await asyncio.sleep(0)
             gates[number].open = True
             await stage.database.write(lambda tx: tx.touch(f"r{number}"))
 
