@@ -38,23 +38,24 @@ FLAVORS_AT_FIRST = (("m1.nano", 1, 128, 1), ("m1.tiny", 1, 512, 1), ("m1.small",
 async def bootstrap(config: ControllerConfig, names: Sequence[str], admin_env: Path, runtime: Runtime) -> str:
     """`names`: further host names and addresses the API certificate is good for. Gives a line for people."""
     directory = DataDirectory(config.data_dir)
-    authority = Authority(config.data_dir / "ca", runtime)
-    if not authority.exists():
-        authority.create()
-    if not (config.tls_dir / "node.pem").exists():
-        issue_own(config, authority, names)
-    password = await _first_rows(config, runtime)
-    directory.close()
-    if password is None:
-        return "this controller is set up already; nothing was changed"
-    tls.write_private(admin_env, _env(config, password).encode())
+    try:
+        authority = Authority(config.data_dir / "ca", runtime)
+        if not authority.exists():
+            authority.create()
+        if not (config.tls_dir / "node.pem").exists():
+            issue_own(config, authority, names)
+        if not await _first_rows(config, admin_env, runtime):
+            return "this controller is set up already; nothing was changed"
+    finally:
+        directory.close()
     return f"ready; the admin's access is in {admin_env}"
 
 
 def issue_own(config: ControllerConfig, authority: Authority, names: Sequence[str]) -> None:
     """This controller's own certificate; also the one the public API shows."""
     key = tls.new_key()
-    hosts = [config.advertise_api.rpartition(":")[0], config.advertise_agents.rpartition(":")[0], *names]
+    told = [address.rpartition(":")[0].strip("[]") for address in (config.advertise_api, config.advertise_agents)]
+    hosts = [*told, *names, "localhost", "127.0.0.1"]
     pem, _serial = authority.issue(key.public_key(), config.node, ["controller"], _alternatives(config.node, hosts))
     tls.write_private(config.tls_dir / "ca.pem", authority.certificate_pem())
     tls.write_private(config.tls_dir / "node.key", tls.key_pem(key))
@@ -71,21 +72,23 @@ def _alternatives(node: str, hosts: Sequence[str]) -> x509.SubjectAlternativeNam
     return x509.SubjectAlternativeName(entries)
 
 
-async def _first_rows(config: ControllerConfig, runtime: Runtime) -> str | None:
-    """The new admin's password, None when there are users already."""
+async def _first_rows(config: ControllerConfig, admin_env: Path, runtime: Runtime) -> bool:
+    """False when there are users already. The password is on disk before it counts: it can't be lost in between."""
     database = Database(config.data_dir / "state.db", LocalLog(), runtime)
     await database.open()
     commits = asyncio.get_running_loop().create_task(database.run())
     passwords = Passwords(Cloud(database, runtime))
     try:
         if await database.read(lambda tx: tx.value("SELECT 1 FROM user LIMIT 1")):
-            return None
+            return False
         password = runtime.new_secret(18)
         hashed = await passwords.hash(password)
+        tls.write_private(admin_env, _env(config, password).encode())
         await database.write(lambda tx: _insert(tx, hashed))
-        return password
+        return True
     finally:
         commits.cancel()
+        await asyncio.wait([commits])
         passwords.close()
         await database.close()
 
@@ -101,7 +104,7 @@ def _insert(tx: Tx, password_hash: str) -> None:
 
 def _env(config: ControllerConfig, password: str) -> str:
     lines = {
-        "SKYRACK_ENDPOINT": config.advertise_api or config.api_listen,
+        "SKYRACK_ENDPOINT": config.advertise_api or config.api_listen.replace("0.0.0.0:", "127.0.0.1:"),
         "SKYRACK_CA": str(config.tls_dir / "ca.pem"),
         "SKYRACK_USER": "admin",
         "SKYRACK_PASSWORD": password,

@@ -56,7 +56,7 @@ class Quotas:
             PROJECTS.get(tx, chosen)
             for resource, value in limits.items():
                 quota.set_limit(tx, chosen, resource, value)
-            event.record(tx, "quota.update", chosen, chosen, **{k: str(v) for k, v in limits.items()})
+            event.record(tx, "quota.update", chosen, chosen, ", ".join(f"{k} {v}" for k, v in limits.items()))
             return _items(tx, chosen)
 
         return chosen, await self._db.write(change)

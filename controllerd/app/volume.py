@@ -78,6 +78,7 @@ class Volumes:
         def change(tx: Tx) -> VolumeView:
             volume = replace(own(tx, caller, volume_id), name=name)
             VOLUMES.update(tx, volume_id, name=name)
+            event.record(tx, "volume.update", volume.project_id, volume_id)
             return views(tx, caller, [volume])[0]
 
         return await self._db.write(change)
@@ -90,7 +91,7 @@ class Volumes:
             volume = own(tx, caller, volume_id)
             if attachment := attachments.of_volume(tx, volume_id):
                 raise Conflict(f"volume {volume.name!r} is attached to server {attachment.server_id}; detach it first")
-            if volume.state != domain.DELETING:
+            if volume.state != domain.DELETING or task.of_resource(tx, volume_id) is None:
                 overtake(tx, volume_id)
                 VOLUMES.update(tx, volume_id, state=domain.DELETING)
                 event.record(tx, "volume.delete", volume.project_id, volume_id, volume.name)
@@ -124,8 +125,10 @@ class Volumes:
             attachment = attachments.of_volume(tx, volume_id)
             if attachment is None or attachment.server_id != server_id:
                 raise NotFound("attachment", volume_id)
-            if attachment.state == domain.DETACHING:
+            if attachment.state == domain.DETACHING and task.of_resource(tx, volume_id):
                 return attachment
+            if attachment.state == domain.ATTACHING:
+                refuse_if_busy(tx, "server", server_id)  # it is being launched with the volume
             ATTACHMENTS.update(tx, attachment.id, state=domain.DETACHING)
             event.record(tx, "volume.detach", volume.project_id, volume_id, volume.name, server_id=server_id)
             start(tx, VOLUME_DETACH, volume.project_id, "volume", volume_id, attachment_id=attachment.id)
@@ -136,8 +139,8 @@ class Volumes:
 
 def new_volume(tx: Tx, project_id: str, name: str, size_gib: int, image: Image | None) -> Volume:
     """Errors: InvalidArgument, also when the image does not fit."""
-    if image and image.virtual_bytes > size_gib * GIB:
-        needed = -(-image.virtual_bytes // GIB)
+    needed = max(-(-image.virtual_bytes // GIB), image.min_disk_gib) if image else 0
+    if image and needed > size_gib:
         raise InvalidArgument("size_gib", f"image {image.name!r} needs at least {needed}, is {size_gib}")
     return Volume(
         id=tx.new_id(), name=name, project_id=project_id, size_gib=size_gib, state=domain.CREATING,
@@ -157,9 +160,12 @@ def own(tx: Tx, caller: Caller, volume_id: str) -> Volume:
 def attach(tx: Tx, caller: Caller, server_id: str, volume_id: str, *, connected: bool = True) -> Attachment:
     """Links volume and server; `connected`: the server is to have the disk from its launch on.
 
-    Errors: NotFound, Conflict (not AVAILABLE, attached, busy, no slot free).
+    Errors: NotFound (also when server and volume are of two projects), Conflict (not AVAILABLE, attached, busy, no slot free).
     """
     volume = own(tx, caller, volume_id)
+    server = SERVERS.find(tx, server_id)
+    if server and server.project_id != volume.project_id:  # an admin sees both
+        raise NotFound("volume", volume_id)
     if volume.state != domain.AVAILABLE:
         raise Conflict(f"volume {volume.name!r} is {volume.state}, not {domain.AVAILABLE}")
     if other := attachments.of_volume(tx, volume_id):

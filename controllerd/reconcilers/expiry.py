@@ -1,11 +1,11 @@
-"""Forgets what has had its time: tokens, idempotency keys, ended tasks, old events."""
+"""Forgets what has had its time: tokens, idempotency keys, ended tasks, old events, image content that nothing names."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
 
-from controllerd.store import event, idempotency, identity, node, task
+from controllerd.store import event, idempotency, identity, image, node, task
 from controllerd.store.database import Database, Tx
 
 PASS_INTERVAL_S = 300.0
@@ -23,8 +23,13 @@ def expire_tasks(tx: Tx) -> int:
     return task.forget_ended(tx, tx.now - TASKS_KEPT_S)
 
 
+def collect_images(tx: Tx) -> int:
+    return image.collect(tx, tx.now - image.UNREFERENCED_KEPT_S)
+
+
 PASSES: tuple[Callable[[Tx], int], ...] = (
     identity.expire_tokens, node.expire_join_tokens, idempotency.forget_old, expire_tasks, expire_events,
+    collect_images,
 )  # fmt: skip
 
 

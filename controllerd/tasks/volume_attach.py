@@ -16,6 +16,7 @@ from controllerd.store import node as nodes
 from controllerd.store.attachment import ATTACHMENTS
 from controllerd.store.database import Tx
 from controllerd.tasks.operation import Operation, Step
+from controllerd.tasks.volume_create import NODE_LOOK_S
 from daemonkit.errors import StorageFailed
 
 
@@ -80,6 +81,7 @@ class Connect(Step):
 
 class Disconnect(Step):
     name = "disconnect"
+    poll_s = NODE_LOOK_S
 
     def do(self, tx: Tx, task: Task) -> None:
         _change(tx, task, connected=False)
@@ -88,14 +90,15 @@ class Disconnect(Step):
         return not guest_has_it(tx, _attachment(tx, task))
 
     def undo(self, tx: Tx, task: Task) -> None:
-        """The guest did not let go in time: it keeps its disk."""
-        _change(tx, task, connected=True, state=ATTACHED)
+        """The guest did not let go in time, or the storage node did not take its offer back: the guest keeps its disk."""
+        _change(tx, task, exported=True, connected=True, state=ATTACHED)
 
 
 class Withdraw(Step):
-    """Nothing to undo: nobody uses the export any more."""
+    """Undone with the step before."""
 
     name = "withdraw"
+    poll_s = NODE_LOOK_S
 
     def do(self, tx: Tx, task: Task) -> None:
         _change(tx, task, exported=False)

@@ -11,7 +11,9 @@ from controllerd.store import volume as store
 from controllerd.store.database import Tx
 from controllerd.store.volume import VOLUMES
 from controllerd.tasks.operation import Operation, Step
-from daemonkit.errors import StorageFailed
+from daemonkit.errors import NodeLost, StorageFailed
+
+NODE_LOOK_S = 5.0  # a node that is lost meanwhile touches its servers, not its volumes
 
 
 def gone(tx: Tx, volume: Volume) -> bool:
@@ -34,11 +36,13 @@ class Place(Step):
         event.record(tx, "volume.scheduled", volume.project_id, volume.id)
 
     def undo(self, tx: Tx, task: Task) -> None:
+        tx.touch(VOLUMES.get(tx, task.resource_id).node_id)
         VOLUMES.update(tx, task.resource_id, node_id="", absent=False)
 
 
 class Make(Step):
     name = "make"
+    poll_s = NODE_LOOK_S
 
     def do(self, tx: Tx, task: Task) -> None:
         tx.touch(VOLUMES.get(tx, task.resource_id).node_id)
@@ -47,6 +51,8 @@ class Make(Step):
         volume = VOLUMES.get(tx, task.resource_id)
         if volume.observed_state == "FAILED":
             raise StorageFailed(volume.observed_fault)
+        if volume.observed_state != "READY" and nodes.is_lost(tx, volume.node_id, "storaged"):
+            raise NodeLost("the storage node that was to make the volume does not answer any more")
         return volume.observed_state == "READY"
 
     def undo(self, tx: Tx, task: Task) -> None:
@@ -71,6 +77,7 @@ class Remove(Step):
     """Nothing to undo: a deletion does not turn back, it only takes longer."""
 
     name = "remove"
+    poll_s = NODE_LOOK_S
 
     def do(self, tx: Tx, task: Task) -> None:
         VOLUMES.update(tx, task.resource_id, absent=True)
