@@ -72,9 +72,18 @@ class Tx:
 
     def run(self, sql: str, *values: Any) -> int:
         """Number of rows changed."""
+        self.check()
         before = self.connection.total_changes()
         self.connection.execute(sql, values)
         return int(self.connection.total_changes() - before)
+
+    def check(self) -> None:
+        """When the disk is full SQLite may undo the transaction by itself; what is written after that would stand alone.
+
+        Errors: one of STORE_ERRORS.
+        """
+        if not self.connection.in_transaction:
+            raise apsw.FullError("the transaction was undone by SQLite")
 
     def touch(self, *resource_ids: str) -> None:
         """Tells subscribers, after the commit, that these resources (ids of nodes, servers, volumes...) changed."""
@@ -86,6 +95,7 @@ class Tx:
     @contextmanager
     def savepoint(self) -> Iterator[None]:
         """What the block wrote and touched is undone if it raises."""
+        self.check()
         touched = set(self.touched)
         self.connection.execute("SAVEPOINT inner")
         try:
@@ -263,13 +273,13 @@ class Database:
         self._writer.execute("SAVEPOINT item")
         try:
             item.outcome = item.context.run(item.fn, tx)
+            tx.check()
             self._writer.execute("RELEASE item")
             touched |= tx.touched
         except STORE_ERRORS:
             raise
         except Exception as error:
-            if not self._writer.in_transaction:
-                raise  # SQLite has undone the whole group
+            tx.check()
             self._writer.execute("ROLLBACK TO item; RELEASE item")
             item.error = error
 
