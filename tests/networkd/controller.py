@@ -6,9 +6,11 @@ import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from daemonkit import desired, tls
+from daemonkit.errors import Unavailable
 from daemonkit.rpc import Server
 from daemonkit.transport import GrpcControllerStream
 from skyrack.v1 import agent_pb2, agent_pb2_grpc
@@ -56,7 +58,10 @@ class Controller(agent_pb2_grpc.AgentServiceServicer):
                 node.stream = None
 
     async def Session(self, request_iterator: object, context: object) -> None:
-        stream = GrpcControllerStream(context)  # type: ignore[arg-type]
+        with suppress(asyncio.CancelledError, Unavailable):
+            await self._converse(GrpcControllerStream(context))  # type: ignore[arg-type]
+
+    async def _converse(self, stream: GrpcControllerStream) -> None:
         hello = (await stream.receive()).hello
         node = self._nodes[hello.node]
         await self._send(stream, welcome=agent_pb2.Welcome(heartbeat_interval_ms=5000))

@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -226,3 +227,12 @@ class Rack:
         await self.controller.stop()
         for space in reversed(self._spaces):
             space.kill()
+
+
+async def eventually(condition: Callable[[], Awaitable[bool]], timeout_s: float = 20.0) -> bool:
+    """For what nobody reports: asks again and again."""
+    for _ in range(int(timeout_s / 0.1)):
+        if await condition():
+            return True
+        await asyncio.sleep(0.1)
+    return False

@@ -7,6 +7,7 @@ import signal
 
 from daemonkit.failpoint import EXIT_CODE
 from skyrack.v1 import agent_pb2
+from tests.networkd.controller import GONE, READY
 from tests.networkd.objects import (
     EXT_NET,
     NET,
@@ -32,8 +33,10 @@ async def told_but_not_done(rack: Rack, host: Host, *objects: agent_pb2.DesiredO
     host.start(driver="fake")
     await rack.controller.start()
     await rack.controller.session(host.name)
+    rack.controller.forget(host.name)
     await rack.controller.put(host.name, *objects, remove=remove)
-    await asyncio.sleep(0.5)
+    await rack.controller.state(host.name, "router/4444", READY if objects else GONE)
+    await asyncio.sleep(0.5)  # the ledger is written after the reconciler is told
     await host.stop()
     await rack.controller.stop()
 

@@ -25,7 +25,7 @@ from tests.networkd.objects import (
     rule,
     segment,
 )
-from tests.networkd.rack import Guest, Host, Rack
+from tests.networkd.rack import Guest, Host, Rack, eventually
 
 FRAMES = str(Path(__file__).with_name("frames.py"))
 
@@ -134,14 +134,6 @@ while True:
 """
 
 
-async def eventually(condition: object, timeout_s: float = 10.0) -> bool:
-    for _ in range(int(timeout_s / 0.2)):
-        if await condition():  # type: ignore[operator]
-            return True
-        await asyncio.sleep(0.2)
-    return False
-
-
 # ---------------------------------------------------------------- anti-spoof
 
 
@@ -172,8 +164,9 @@ async def test_anti_spoof(rack: Rack) -> None:
     names = [*sorted(forged | honest), "end"]
     seen = await frames_seen(liar, victim, mac_of(11), mac_of(12), names)
     assert seen == honest | {"end"}
+    rack.controller.forget("h1")
     await rack.controller.put("h1", port(11, NET, OPEN, port_security=False))
-    await asyncio.sleep(0.5)
+    await ready(rack, host, 11)
     assert await frames_seen(liar, victim, mac_of(11), mac_of(12), names) >= forged | honest
     assert not await liar.space.ok("ping", "-c1", "-W1", "10.20.0.1"), "a guest never reaches the node itself"
 
@@ -217,8 +210,9 @@ async def test_dhcp_dns_and_metadata(rack: Rack, tmp_path: Path) -> None:
     await ready(rack, one, 11)
     await ready(rack, two, 12)
     wire = tmp_path / "tunnel.txt"
+    wire.touch()
     rack.keep(one.space.start("bash", "-c", f"exec tcpdump -lnni data udp port 4789 > {wire} 2>&1"))
-    await asyncio.sleep(0.5)
+    assert await eventually(lambda: holds("listening on", wire))
     lease = await asked(guest, tmp_path)
     assert lease["ip"] == "192.168.0.11" and lease["mtu"] == "1450" and lease["dns"] == "192.168.0.2 9.9.9.9"
     assert lease["staticroutes"].split() == ["169.254.169.254/32", "192.168.0.2", "0.0.0.0/0", "192.168.0.1"]
@@ -228,10 +222,7 @@ async def test_dhcp_dns_and_metadata(rack: Rack, tmp_path: Path) -> None:
     assert "192.168.0.12" in await guest.space.run("busybox", "nslookup", "web-12.lab.internal", "192.168.0.2", check=False)
     await guest.space.run("busybox", "arping", "-c", "1", "-w", "1", "-I", "eth0", "192.168.0.2")
     assert await guest.space.ok("ping", "-c1", "-W1", "192.168.0.99") is False
-    for _ in range(50):
-        if "192.168.0.99" in wire.read_text():
-            break
-        await asyncio.sleep(0.1)
+    assert await eventually(lambda: holds("192.168.0.99", wire))
     crossed = wire.read_text()
     assert "who-has 192.168.0.99" in crossed, "what nobody knows is asked everywhere"
     assert "192.168.0.2 " not in crossed and "BOOTP" not in crossed, "what every node answers itself is not"
@@ -247,6 +238,10 @@ async def test_dhcp_dns_and_metadata(rack: Rack, tmp_path: Path) -> None:
     assert await curl(twin, "/latest/meta-data/", "-o", "/dev/null", "-w", "%{http_code}") == "404", (
         "same address, other network"
     )
+
+
+async def holds(text: str, file: Path) -> bool:
+    return text in await asyncio.to_thread(file.read_text)
 
 
 async def asked(guest: Guest, directory: Path, *options: str) -> dict[str, str]:
@@ -267,10 +262,15 @@ async def curl(guest: Guest, path: str, *options: str) -> str:
 # ---------------------------------------------------------------- the TAP
 
 OPEN_TAP = """
-import fcntl, struct, sys
+import fcntl, struct, sys, time
 tun = open("/dev/net/tun", "r+b", buffering=0)
 fcntl.ioctl(tun, 0x400454CA, struct.pack("16sH22x", sys.argv[1].encode(), 0x0002 | 0x1000 | 0x4000))
-print(open(f"/sys/class/net/{sys.argv[1]}/operstate").read().strip(), open(f"/sys/class/net/{sys.argv[1]}/mtu").read().strip())
+for _ in range(200):
+    state = open(f"/sys/class/net/{sys.argv[1]}/operstate").read().strip()
+    if state == "up":
+        break
+    time.sleep(0.05)
+print(state, open(f"/sys/class/net/{sys.argv[1]}/mtu").read().strip())
 """
 
 

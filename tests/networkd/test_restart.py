@@ -21,7 +21,7 @@ from tests.networkd.objects import (
     rule,
     segment,
 )
-from tests.networkd.rack import Guest, Host, Rack
+from tests.networkd.rack import Guest, Host, Rack, eventually
 
 STREAM = """
 import socket, sys, time
@@ -117,7 +117,9 @@ async def test_drift_is_mended(rack: Rack) -> None:
     ):
         await edge.space.run("bash", "-c", broken, check=False)
     await told(edge, "mending drift")
-    await asyncio.sleep(1.0)
+    await peer.space.run("ip", "route", "add", "169.254.169.254", "via", "192.168.0.2")
+    fetch = ("curl", "-fsS", "-m1", "http://169.254.169.254/latest/meta-data/local-ipv4")
+    assert await eventually(lambda: peer.space.ok(*fetch)), edge.log()  # the last thing to be mended
     assert await internet.tcp("203.0.113.100", 80), edge.log()
     assert not await peer.tcp("192.168.0.11", 81) and await peer.ping("192.168.0.11")
     assert await web.space.ok("ping", "-c1", "-W1", "192.168.0.1")
@@ -126,16 +128,13 @@ async def test_drift_is_mended(rack: Rack) -> None:
     vxlan = (await edge.space.run("bridge", "-d", "link", "show", "dev", "skxaaaa0000000")).replace("\n", " ")
     assert "learning off" in vxlan and "neigh_suppress on" in vxlan
     assert "10.20.0.3" in await edge.space.run("bridge", "fdb")
-    await peer.space.run("ip", "route", "add", "169.254.169.254", "via", "192.168.0.2")
-    assert "192.168.0.12" in await peer.space.run("curl", "-sS", "-m5", "http://169.254.169.254/latest/meta-data/local-ipv4")
 
 
 async def told(host: Host, event: str) -> None:
-    for _ in range(100):
-        if event in host.log():
-            return
-        await asyncio.sleep(0.1)
-    raise AssertionError(host.log())
+    async def logged() -> bool:
+        return event in host.log()
+
+    assert await eventually(logged), host.log()
 
 
 async def test_flushed_rules_are_back_at_once(rack: Rack) -> None:
@@ -178,9 +177,10 @@ async def test_leftovers_of_another_life_are_removed(rack: Rack) -> None:
     await rack.controller.start()
     host.start()
     await rack.controller.session("h1")
-    for _ in range(50):
-        links = await host.space.run("ip", "-br", "link") + await host.space.run("ls", "/run/netns")
-        if "old" not in links:
-            break
-        await asyncio.sleep(0.1)
-    assert "old" not in links and "tapforeign" in links
+
+    async def swept() -> bool:
+        return "old" not in await host.space.run("ip", "-br", "link") + await host.space.run("ls", "/run/netns")
+
+    assert await eventually(swept)
+    assert "half" not in await host.space.run("ls", "/run/netns")
+    assert "tapforeign" in await host.space.run("ip", "-br", "link")

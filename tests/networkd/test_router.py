@@ -19,7 +19,7 @@ from tests.networkd.objects import (
     rule,
     segment,
 )
-from tests.networkd.rack import Guest, Host, Rack
+from tests.networkd.rack import Guest, Host, Rack, eventually
 
 ROUTER = "4444"
 FLOATING, OTHER_FLOATING = "203.0.113.100", "203.0.113.101"
@@ -106,12 +106,20 @@ async def test_gateway_change_keeps_routes_and_extra_routes_work(rack: Rack) -> 
     moved = router(routes=[extra])
     moved.router.gateway.port_id = "5555eeee-0000"
     moved.router.gateway.ip = "203.0.113.60"
+    rack.controller.forget("g1")
     await rack.controller.put("g1", moved)
-    await asyncio.sleep(0.5)
+    await rack.controller.state("g1", f"router/{ROUTER}")
     routes = await inside(gateway, "ip", "route")
     assert "172.30.0.0/16 via 192.168.0.12" in routes and "default via 203.0.113.254" in routes
     assert await other.ping("203.0.113.254")
     assert await internet.ping("203.0.113.60") and not await internet.ping("203.0.113.50")
+
+
+async def clean(host: Host) -> bool:
+    left = await host.space.run("ip", "-br", "link") + await host.space.run(
+        "bash", "-c", "ls /run/netns /run/skyrack/networkd/dhcp/*", check=False
+    )
+    return "skb" not in left and "sk-" not in left and "conf" not in left
 
 
 async def test_removed_routers_leave_nothing(rack: Rack) -> None:
@@ -120,14 +128,14 @@ async def test_removed_routers_leave_nothing(rack: Rack) -> None:
                                             f"neighbour/{port_id(11)}", f"neighbour/{port_id(12)}"))  # fmt: skip
     gone = 7
     await rack.controller.state("g1", f"router/{ROUTER}", gone)
-    await asyncio.sleep(0.5)
+    assert await eventually(lambda: clean(gateway))
     links = await gateway.space.run("ip", "-br", "link")
     assert "sk" not in links and "ext" in links
     assert "sk-" not in await gateway.space.run("ls", "/run/netns")
     edge_keys = [f"segment/{NET}", *(f"port/{port_id(n)}" for n in (11, 12)), f"neighbour/{port_id(1)}", f"group/{WEB}"]
     await rack.controller.put("h1", remove=tuple(edge_keys))
     await rack.controller.state("h1", f"port/{port_id(11)}", gone)
-    await asyncio.sleep(0.5)
+    assert await eventually(lambda: clean(edge))
     links = await edge.space.run("ip", "-br", "link")
     assert "sk" not in links
     assert "sk-" not in await edge.space.run("ls", "/run/netns")

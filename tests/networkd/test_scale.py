@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 
 from tests.networkd.objects import NET, device_of, group, port, port_id, rule, segment
-from tests.networkd.rack import Rack
+from tests.networkd.rack import Rack, eventually
 from tests.networkd.settings import PORTS, RULES
 
 
@@ -34,7 +33,11 @@ async def test_one_transaction_and_small_deltas(rack: Rack) -> None:
     print(f"one more port: {(rack.controller.reported_s('h1', f'port/{port_id(last)}') - began_s) * 1000:.1f} ms")
     await rack.controller.put("h1", remove=(f"port/{port_id(last)}", "group/9999dddd-0000"))
     await rack.controller.state("h1", f"port/{port_id(last)}", 7)
-    await asyncio.sleep(0.3)
+
+    async def monitored() -> bool:
+        return f"delete chain bridge sk_filter pre_{port_id(last).replace('-', '')}" in heard.read_text()
+
+    assert await eventually(monitored)
     out = heard.read_text()
     transactions = [t.splitlines() for t in re.split(r"^# new generation.*$", out, flags=re.MULTILINE)]
     full = [t for t in transactions if any("sk_filter" in line for line in t)]
