@@ -163,7 +163,7 @@ def _reachable(tx: Tx, found: FloatingIp, candidates: list[Port]) -> tuple[Port,
     addresses = port.fixed_ips(tx, (p.id for p in candidates))
     for candidate in candidates:
         for fixed in addresses.get(candidate.id, ()):
-            for through in router.on_subnet(tx, fixed.subnet_id, found.external_network_id):
+            if through := router.leading_out(tx, fixed.subnet_id, found.external_network_id):
                 return candidate, fixed, through.id
     raise Conflict(
         f"no router leads from port {candidates[0].id} to the network of {found.ip}: it needs an interface on the port's"

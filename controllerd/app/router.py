@@ -25,6 +25,8 @@ from controllerd.store.network import NETWORKS
 from controllerd.store.router import ROUTERS, Leg
 from daemonkit.errors import Conflict, InvalidArgument
 
+DEFAULT_ROUTE = "0.0.0.0/0"
+
 
 @dataclass(frozen=True)
 class RouterView:
@@ -225,5 +227,7 @@ def _check_routes(routes: tuple[HostRoute, ...], legs: list[Leg], removing: bool
             raise Conflict(f"the route to {route.destination} by {hop} needs it")
         if not any(hop in leg.subnet.range and route.nexthop != leg.ip for leg in legs):
             raise InvalidArgument("routes", f"{hop} is no neighbour of the router: it is in none of its subnets, or its own")
+        if route.destination == DEFAULT_ROUTE and any(leg.external for leg in legs):
+            raise InvalidArgument("routes", f"{DEFAULT_ROUTE} goes by the gateway on the external network")
         if route.destination in {leg.subnet.cidr for leg in legs}:
             raise InvalidArgument("routes", f"{route.destination} is connected already")

@@ -39,11 +39,12 @@ class Subnets:
 
         def make(tx: Tx) -> Subnet:
             on = changeable(tx, caller, network_id)
-            subnet = Subnet(
-                tx.new_id(), name, on.project_id, on.id, cidr, gateway_ip, not on.external if dhcp is None else dhcp, pools,
-                dns_servers, routes, tx.now,
+            served = not on.external if dhcp is None else dhcp
+            wanted = Subnet(
+                tx.new_id(), name, on.project_id, on.id, cidr, gateway_ip, served, pools, dns_servers, routes, tx.now
             )  # fmt: skip
-            _insert(tx, on, checked(subnet))
+            subnet = checked(wanted)
+            _insert(tx, on, subnet)
             return subnet
 
         return await self._db.write(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Network
 
 from controllerd.domain import check
@@ -34,7 +34,7 @@ class Subnet:
 
 
 def checked(subnet: Subnet) -> Subnet:
-    """Errors: InvalidArgument."""
+    """With its pools in order. Errors: InvalidArgument."""
     if subnet.name:
         check.name("name", subnet.name)
     inside = subnet_cidr("cidr", subnet.cidr)
@@ -45,7 +45,7 @@ def checked(subnet: Subnet) -> Subnet:
     check_routes("routes", subnet.routes, ROUTES_MAX)
     for route in subnet.routes:
         host_in("routes", route.nexthop, inside)
-    return subnet
+    return replace(subnet, pools=tuple(sorted(subnet.pools, key=lambda pool: pool.bounds)))
 
 
 def default_gateway(cidr: str) -> str:

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from controllerd.domain.page import Page, PageOf
-from controllerd.domain.port import ROUTER_GATEWAY, ROUTER_INTERFACE, Port
+from controllerd.domain.port import ROUTER_GATEWAY, Port
 from controllerd.domain.router import GatewayNode, Router
 from controllerd.domain.subnet import Subnet
 from controllerd.store import port
 from controllerd.store.database import Tx
-from controllerd.store.subnet import SUBNETS
+from controllerd.store.subnet import SUBNETS, owner_of
 from controllerd.store.table import Table, like_name
 
 ROUTERS = Table(Router, "router", "router")
@@ -58,13 +58,12 @@ def touch(tx: Tx, router: Router) -> None:
     tx.touch(router.id, router.node_id)
 
 
-def on_subnet(tx: Tx, subnet_id: str, external_network_id: str) -> list[Router]:
-    """Routers with an interface on the subnet and a gateway on that network, the oldest first."""
-    join = (
-        "JOIN port p ON p.router_id = router.id JOIN address a ON a.port_id = p.id"
-        " WHERE a.subnet_id = ? AND p.purpose = ? AND router.external_network_id = ? ORDER BY router.created_at, router.id"
-    )
-    return ROUTERS.where(tx, join, subnet_id, ROUTER_INTERFACE, external_network_id)
+def leading_out(tx: Tx, subnet_id: str, external_network_id: str) -> Router | None:
+    """The router that has the subnet's gateway address, if its own gateway is on that network."""
+    gateway_ip = SUBNETS.get(tx, subnet_id).gateway_ip
+    holder = port.PORTS.find(tx, owner_of(tx, subnet_id, gateway_ip)) if gateway_ip else None
+    router = ROUTERS.find(tx, holder.router_id) if holder else None
+    return router if router and router.external_network_id == external_network_id else None
 
 
 def on_node(tx: Tx, node_id: str) -> list[Router]:

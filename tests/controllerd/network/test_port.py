@@ -119,6 +119,9 @@ async def test_bad_subnets_name_the_field(cloud: Cloud, member: Caller, options,
 async def test_the_gateway_may_be_anywhere_or_nowhere(cloud: Cloud, member: Caller) -> None:
     _, middle = await private(cloud, member, "10.0.0.0/29", gateway_ip="10.0.0.3")
     assert middle.pools == (AddressPool("10.0.0.1", "10.0.0.2"), AddressPool("10.0.0.4", "10.0.0.6"))
+    high, low = AddressPool("10.0.0.5", "10.0.0.6"), AddressPool("10.0.0.2", "10.0.0.3")
+    _, ordered = await private(cloud, member, "10.0.0.0/29", pools=(high, low))
+    assert ordered.pools == (low, high)
     _, none = await private(cloud, member, "10.0.0.0/29", gateway_ip="", dhcp=False)
     assert none.pools == (AddressPool("10.0.0.1", "10.0.0.6"),)
 

@@ -26,6 +26,8 @@ from controllerd.reconcilers.router_placement import RouterPlacement
 from controllerd.store import port as port_store
 from controllerd.store.database import Tx
 from daemonkit.errors import Conflict, InvalidArgument, NotFound, QuotaExceeded
+from networkd.compile.layout import layout
+from networkd.spec.desired import Node as NetworkNode
 from networkd.wire import desired_of
 from skyrack.v1 import agent_pb2 as pb
 from tests.controllerd.network.rack import add_node, add_server, set_agent
@@ -76,10 +78,13 @@ class Stage:
         return await self.cloud.database.write(make)
 
     async def desired(self, node: Node) -> dict[str, pb.DesiredObject]:
-        """By "kind/id"; every object is one that the agent understands."""
+        """By "kind/id"; every object is one that the agent understands and can lay out."""
         objects = await self.cloud.database.read(lambda tx: compile_network(tx, node.id))
         found = {f"{o.WhichOneof('spec')}/{o.id}": o for o in objects}
-        assert not desired_of(found).faults
+        understood = desired_of(found)
+        here = NetworkNode(node.name, "192.168.0.99", 1500, "ext0" if "gateway" in node.roles else "")
+        zones = {network_id: number for number, network_id in enumerate(sorted(understood.segments), 1)}
+        assert not understood.faults and not layout(understood, here, zones).faults
         return found
 
     async def report(self, node: Node, *objects: pb.ObservedObject, whole: bool = False) -> None:
@@ -208,6 +213,7 @@ async def test_what_routers_refuse(stage: Stage, caller) -> None:
             await routers.add_interface(stage.member, router_id, subnet_id)
     for routes, says in (
         ((HostRoute("172.16.0.0/12", "10.5.0.1"),), "no neighbour"),
+        ((HostRoute("0.0.0.0/0", "10.0.0.9"),), "by the gateway"),
         ((HostRoute("172.16.0.0/12", "10.0.0.1"),), "no neighbour"),
         ((HostRoute("172.16.0.1/12", "10.0.0.9"),), "host bits"), ((HostRoute(CIDR, "10.0.0.9"),), "connected already"),
         ((HostRoute("172.16.0.0/12", "10.0.0.9"),) * 2, "twice"),
