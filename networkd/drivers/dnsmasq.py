@@ -86,13 +86,11 @@ class Dnsmasq:
     def _write(self, place: Path, service: DhcpService) -> None:
         for part, lines in (("hosts", service.hosts), ("names", service.names)):
             shutil.rmtree(place / part, ignore_errors=True)
-            (place / part).mkdir(parents=True)
+            _open_directory(place / part)
             for key, line in lines.items():
                 _put(place, part, key, line)
         (place / "dnsmasq.conf").write_text(service.conf)
         shutil.chown(place, self._user)
-        for directory in (place, *place.parents[:2], place / "hosts", place / "names"):
-            directory.chmod(0o755)
 
     # ---- processes
 
@@ -160,6 +158,14 @@ def _read(path: Path) -> str:
 
 def _files(directory: Path) -> Mapping[str, str]:
     return {p.name: _read(p) for p in directory.glob("*")}
+
+
+def _open_directory(directory: Path) -> None:
+    """Makes it and what is missing above it, readable for dnsmasq's user whatever our umask is."""
+    for part in (*reversed(directory.parents), directory):
+        if not part.exists():
+            part.mkdir()
+            part.chmod(0o755)
 
 
 def _put(place: Path, directory: str, key: str, line: str) -> None:

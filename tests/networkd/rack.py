@@ -97,7 +97,7 @@ class Host:
         argv = self.space.argv(sys.executable, "-m", "networkd.daemon", "--config", str(config))
         argv.insert(1, f"--wd={self.directory.parent}")
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "SKYRACK_FAILPOINT": failpoint}
-        self.processes.append(subprocess.Popen(argv, stdout=log, stderr=log, env=environment))
+        self.processes.append(subprocess.Popen(argv, stdout=log, stderr=log, env=environment, umask=0o077))
         log.close()
 
     async def stop(self, number: int = signal.SIGTERM) -> None:
