@@ -267,6 +267,18 @@ async def test_an_address_that_is_taken_is_a_clear_error(rig: Rig) -> None:
     assert f"cannot serve volumes on 127.0.0.1:{rig.node.nbd_port}" in rig.node.log()
 
 
+async def test_death_while_the_storage_daemon_starts(rig: Rig) -> None:
+    v = new_id()
+    rig.controller.want(volume(v), export(new_id(), v, "n"))
+    for _ in range(3):
+        await rig.node.start()
+        await eventually(lambda: (rig.node.data / "qsd" / "tls" / "server-key.pem").is_symlink())
+        await rig.node.kill()
+    await rig.node.start()
+    await rig.controller.until_settled()
+    await eventually(lambda: reads(rig, "n"))
+
+
 async def test_a_hanging_storage_daemon_is_replaced_at_the_next_start(rig: Rig) -> None:
     await rig.node.start()
     v = new_id()

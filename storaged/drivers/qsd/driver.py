@@ -22,6 +22,7 @@ from storaged.spec import Export, HeldVolume, ImageFile, Space, Volume
 log = logging.getLogger(__name__)
 
 PAUSE_MAX_S = 5.0
+ADDRESS_WAIT_S = 8.0
 
 
 def node_of(volume_id: str) -> str:
@@ -47,22 +48,25 @@ class QsdVolumes:
         self._serving: dict[str, str] = {}  # tag -> node
         self._open: set[str] = set()  # nodes
         self.restarts = 0
+        self._was_up = False
 
     # ---- the daemon's life
 
     async def run(self, lost: Callable[[], None]) -> None:
-        failures = 0
+        failures, began_s = 0, asyncio.get_running_loop().time()
         while True:
             try:
                 watched, monitor = await self._up()
-            except ConfigError:
-                raise
             except SkyrackError as error:
+                # Our address may be held by a daemon that a killed storaged was just starting: soon it can be taken over.
+                waited_s = asyncio.get_running_loop().time() - began_s
+                if isinstance(error, ConfigError) and not self._was_up and waited_s > ADDRESS_WAIT_S:
+                    raise
                 log.error("no storage daemon", extra={"why": error.message})
                 failures += 1
                 await asyncio.sleep(min(0.1 * 2**failures, PAUSE_MAX_S))
                 continue
-            failures = 0
+            failures, self._was_up = 0, True
             self._monitor = monitor
             lost()
             try:
