@@ -32,8 +32,10 @@ async def test_a_member_makes_its_own_and_an_admin_public_ones(cloud: Cloud, adm
 
 async def test_bad_input_names_the_field_and_changes_nothing(cloud: Cloud, member: Caller) -> None:
     flavors = Flavors(cloud)
-    for name, vcpus, memory, disk, field in (("x\n", 1, 512, 1, "name"), ("x", 0, 512, 1, "vcpus"), ("x", 1, 1, 1, "memory_mib"),
-                                             ("x", 1, 512, 0, "disk_gib")):  # fmt: skip
+    cases = (
+        ("x\n", 1, 512, 1, "name"), ("x", 0, 512, 1, "vcpus"), ("x", 1, 1, 1, "memory_mib"), ("x", 1, 512, 0, "disk_gib"),
+    )  # fmt: skip
+    for name, vcpus, memory, disk, field in cases:
         with pytest.raises(InvalidArgument) as refused:
             await flavors.create(member, name, vcpus, memory, disk, "", False, ANEW)
         assert refused.value.field == field
