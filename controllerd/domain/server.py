@@ -44,7 +44,7 @@ NODE_MILESTONES = ("image", "disk", "defined", "running")
 
 @dataclass(frozen=True)
 class Server:
-    """The row, but for `user_data`, which may be large: `controllerd.store.server.user_data`."""
+    """A server's row. Its user data, which may be large, is kept apart: `controllerd.store.server.user_data`."""
 
     id: str
     name: str

@@ -48,13 +48,13 @@ class DiskSource:
 def insert(tx: Tx, server: Server, user_data: bytes) -> Server:
     SERVERS.insert(tx, server)
     if user_data:
-        tx.run("UPDATE server SET user_data = ? WHERE id = ?", user_data, server.id)
+        tx.run("INSERT INTO user_data VALUES (?, ?)", server.id, user_data)
     tx.touch(server.id)
     return server
 
 
 def user_data(tx: Tx, server_id: str) -> bytes:
-    return bytes(tx.value("SELECT user_data FROM server WHERE id = ?", server_id) or b"")
+    return bytes(tx.value("SELECT data FROM user_data WHERE server_id = ?", server_id) or b"")
 
 
 def change(tx: Tx, server: Server, **changes: Any) -> Server:
@@ -85,6 +85,7 @@ def observe(tx: Tx, server: Server, state: str, fault: str, attached: tuple[str,
 
 def delete(tx: Tx, server: Server) -> None:
     SERVERS.delete(tx, server.id)
+    tx.run("DELETE FROM user_data WHERE server_id = ?", server.id)
     tx.touch(server.id, server.node_id)
 
 

@@ -119,7 +119,7 @@ CREATE TABLE server (
   state TEXT NOT NULL,                        -- BUILD ACTIVE STOPPED STARTING STOPPING REBOOTING DELETING ERROR
   flavor_id TEXT NOT NULL, flavor_name TEXT NOT NULL, vcpus INTEGER NOT NULL, memory_mib INTEGER NOT NULL, disk_gib INTEGER NOT NULL,
   image_id TEXT NOT NULL, image_sha256 TEXT NOT NULL, image_format TEXT NOT NULL, image_size_bytes INTEGER NOT NULL, image_virtual_bytes INTEGER NOT NULL,
-  keypair_name TEXT NOT NULL, public_key TEXT NOT NULL, user_data BLOB NOT NULL DEFAULT x'', metadata TEXT NOT NULL, config_drive INTEGER NOT NULL,
+  keypair_name TEXT NOT NULL, public_key TEXT NOT NULL, metadata TEXT NOT NULL, config_drive INTEGER NOT NULL,
   placement TEXT NOT NULL,                    -- hints: {"node": name, "different_node_than": server id}
   node_id TEXT NOT NULL,                      -- '' until placed
   power TEXT NOT NULL,                        -- what its node is told: '' PREPARED RUNNING STOPPED ABSENT
@@ -129,8 +129,12 @@ CREATE TABLE server (
   observed_fault TEXT NOT NULL, observed_attached TEXT NOT NULL, observed_at REAL NOT NULL, observed_milestones TEXT NOT NULL
 ) WITHOUT ROWID;
 CREATE INDEX server_project ON server(project_id, created_at, id);
+CREATE INDEX server_quota ON server(project_id, vcpus, memory_mib);
 CREATE INDEX server_node ON server(node_id);
 CREATE INDEX server_image ON server(image_sha256);
+
+-- Apart from the server's row, which is read all the time: up to 64 KiB.
+CREATE TABLE user_data (server_id TEXT PRIMARY KEY, data BLOB NOT NULL) WITHOUT ROWID;
 
 -- Resources of a node held for a server.
 CREATE TABLE claim (

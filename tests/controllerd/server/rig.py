@@ -299,7 +299,7 @@ class Rig:
             "port": "SELECT id, server_id, node_id FROM port WHERE server_id != '' OR purpose = 'server'",
             "attachment": "SELECT * FROM attachment", "agent_task": "SELECT id FROM agent_task",
             "task": "SELECT id, kind, state FROM task WHERE state IN ('RUNNING', 'UNWINDING')",
-            "usage": "SELECT * FROM usage_interval WHERE ended_at = 0",
+            "user_data": "SELECT server_id FROM user_data", "usage": "SELECT * FROM usage_interval WHERE ended_at = 0",
         }  # fmt: skip
         found = {name: await self.rows(sql) for name, sql in queries.items()}
         return {name: rows for name, rows in found.items() if rows}

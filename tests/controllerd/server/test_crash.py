@@ -33,7 +33,7 @@ async def launch(rig: Rig, tenant: Caller) -> str:
     """A server with a volume, accepted."""
     flavor, image = await rig.equip(tenant)
     volume_id = await rig.add_volume(tenant)
-    view = await rig.create(tenant, flavor, image, volume_ids=(volume_id,))
+    view = await rig.create(tenant, flavor, image, volume_ids=(volume_id,), user_data=b"#!/bin/sh")
     rig.transactions = 0
     return view.server.id
 
