@@ -47,7 +47,7 @@ async def _cpu_s(stage: Rack) -> dict[tuple[str, str], float]:
 
 
 async def main() -> None:
-    async with rack("bench-footprint") as stage:
+    async with rack("benchidle") as stage:
         measured = await measure(stage)
     daemons = {
         daemon: {

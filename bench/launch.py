@@ -92,7 +92,7 @@ async def measure(stage: Rack) -> tuple[list[float], list[float]]:
 
 
 async def main() -> None:
-    async with rack("bench-launch") as stage:
+    async with rack("benchlaunch") as stage:
         ours, raws = await measure(stage)
     ratios = [a / b for a, b in zip(ours, raws, strict=True)]
     overheads = [a - b for a, b in zip(ours, raws, strict=True)]

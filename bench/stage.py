@@ -23,8 +23,7 @@ COUNTS = {"controllers": 1, "networks": 1, "computes": 1, "storages": 1}
 async def rack(name: str, **counts: int) -> AsyncIterator[Rack]:
     """A sandbox `name`, brought up for this run and cleared away after it, whatever happens."""
     stage = Rack(name)
-    with stage.alone():
-        await stage.down()
+    await stage.down()
     try:
         await bring_up(stage, COUNTS | counts, lambda line: print(f"  {line}", file=sys.stderr))
         yield stage

@@ -101,10 +101,17 @@ def create(name: str, sysctls: Iterable[tuple[str, str]], prepare: Callable[[], 
 def _shared_directory() -> None:
     """As `ip netns add` does it, so that namespaces made here are seen by `ip netns` elsewhere."""
     DIRECTORY.mkdir(parents=True, exist_ok=True)
-    if not DIRECTORY.is_mount():
+    if not _is_mounted(DIRECTORY):
         place = str(DIRECTORY).encode()
         _check(_libc.mount(place, place, b"none", MS_BIND | MS_REC, None), "mount /run/netns")
         _check(_libc.mount(b"", place, b"none", MS_SHARED | MS_REC, None), "share /run/netns")
+
+
+def _is_mounted(directory: Path) -> bool:
+    """Asks the kernel: a bind of a directory on its own file system looks like no mount to stat(2). Mounting it on itself
+    once more, shared, would double every mount below it each time."""
+    with Path("/proc/self/mountinfo").open() as mounts:
+        return any(line.split(" ", 5)[4] == str(directory) for line in mounts)
 
 
 def delete(name: str) -> None:
