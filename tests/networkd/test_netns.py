@@ -1,4 +1,4 @@
-"""Named namespaces on a host whose /run is a plain directory: the directory is mounted on itself once, however many come and go."""
+"""Named namespaces on a host whose /run is a plain directory: it is mounted on itself once, however many come and go."""
 
 from __future__ import annotations
 
