@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import re
 import threading
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from typing import Any, TypeVar
 
 import libvirt
@@ -28,13 +31,11 @@ T = TypeVar("T")
 CALLS_MAX = 8  # at the same time
 KEEPALIVE_INTERVAL_S = 5
 KEEPALIVE_MISSES_MAX = 3
+OPEN_TIMEOUT_S = 20.0
 BACKOFF_FIRST_S = 0.1
 BACKOFF_MAX_S = 5.0
 
 EVENTS = ("LIFECYCLE", "IO_ERROR_REASON", "DEVICE_ADDED", "DEVICE_REMOVED", "DEVICE_REMOVAL_FAILED", "REBOOT")
-_CONNECTION_ERRORS = {
-    libvirt.VIR_ERR_RPC, libvirt.VIR_ERR_NO_CONNECT, libvirt.VIR_ERR_INVALID_CONN, libvirt.VIR_ERR_SYSTEM_ERROR,
-}  # fmt: skip
 # What libvirt and QEMU say names files, addresses and options (export names!) of this machine: not for tenants.
 _HIDDEN = (
     (re.compile(r"\{.*\}"), "(...)"),
@@ -93,7 +94,7 @@ class LibvirtConnection:
         try:
             while True:
                 try:
-                    connection, callbacks = await self._threads.run(self._open, loop)
+                    connection, callbacks = await self._open_in_time(loop)
                 except libvirt.libvirtError as error:
                     log.warning("no connection to libvirtd", extra={"why": str(error), "retry_s": pause_s})
                     await asyncio.sleep(pause_s)
@@ -115,6 +116,32 @@ class LibvirtConnection:
         finally:
             self._connection = None
             await self._threads.run(_close, connection, callbacks)
+
+    async def _open_in_time(self, loop: asyncio.AbstractEventLoop) -> tuple[Any, list[int]]:
+        """Opening has no keepalive yet: begun on a libvirtd that hangs, it may never end, even when libvirtd goes on.
+
+        The library is of no more use to this process then: it ends at once, and whoever watches over it starts it anew.
+        Guests go on, the ledger is durable. Errors: libvirtError.
+        """
+        opened: asyncio.Future[tuple[Any, list[int]]] = loop.create_future()
+
+        def settle(act: Callable[[Any], None], result: object) -> None:
+            if not opened.done():
+                act(result)
+
+        def work() -> None:
+            try:
+                _post(loop, settle, opened.set_result, self._open(loop))
+            except libvirt.libvirtError as error:
+                _post(loop, settle, opened.set_exception, error)
+
+        threading.Thread(target=work, name="libvirt-open", daemon=True).start()
+        try:
+            async with asyncio.timeout(OPEN_TIMEOUT_S):
+                return await opened
+        except TimeoutError:
+            log.critical("libvirt hangs, starting anew", extra={"after_s": OPEN_TIMEOUT_S})
+            os._exit(1)  # an orderly end would wait for its threads
 
     def _open(self, loop: asyncio.AbstractEventLoop) -> tuple[Any, list[int]]:
         connection = libvirt.open(self._uri)
@@ -140,15 +167,19 @@ class LibvirtConnection:
             return await self._threads.run(fn, connection, *args)
         except libvirt.libvirtError as error:
             text = str(error)
-            if self._lost.is_set() or self._connection is not connection or _broke(error):
+            if not await self._threads.run(_alive, connection):
+                if self._connection is connection:
+                    self._lost.set()  # the close callback stays silent when keepalive ends it under a call
                 raise Unavailable("the connection to libvirtd broke") from error
             log.warning("libvirt refused", extra={"why": text})
             raise HypervisorError(f"the hypervisor refused: {tenant_text(text)}") from error
 
 
-def _broke(error: libvirt.libvirtError) -> bool:
-    transport = error.get_error_domain() in (libvirt.VIR_FROM_RPC, libvirt.VIR_FROM_REMOTE)
-    return transport and error.get_error_code() in _CONNECTION_ERRORS
+def _alive(connection: Any) -> bool:
+    try:
+        return bool(connection.isAlive())
+    except libvirt.libvirtError:
+        return False
 
 
 def _post(loop: asyncio.AbstractEventLoop, fn: Callable[..., None], *args: object) -> None:
@@ -158,10 +189,8 @@ def _post(loop: asyncio.AbstractEventLoop, fn: Callable[..., None], *args: objec
 
 
 def _close(connection: Any, callbacks: list[int]) -> None:
-    try:
-        for number in callbacks:
-            connection.domainEventDeregisterAny(number)
-        connection.unregisterCloseCallback()
-        connection.close()
-    except libvirt.libvirtError as error:
-        log.debug("closing libvirt", extra={"why": str(error)})
+    """Each part for itself: on a broken connection some of them fail."""
+    parts: list[Callable[[], Any]] = [partial(connection.domainEventDeregisterAny, number) for number in callbacks]
+    for part in (*parts, connection.unregisterCloseCallback, connection.close):
+        with suppress(libvirt.libvirtError):
+            part()

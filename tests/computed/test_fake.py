@@ -155,6 +155,7 @@ async def test_guest_that_does_not_let_go_is_asked_again(rig: FakeRig) -> None:
     del spec.disks[:]
     await rig.controller.put(server_id, spec)
     await until(lambda: ("detach", server_id) in rig.machine.calls, "a request")
+    await asyncio.sleep(0.5)  # it was refused by now
     assert list(rig.machine.domains[server_id].disks) == ["e1"]
     rig.machine.lets_go_of_disks = True
     await until(lambda: not rig.machine.domains[server_id].disks, "the disk gone")

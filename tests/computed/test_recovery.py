@@ -99,8 +99,10 @@ async def test_libvirtd_that_hangs_is_noticed_and_survived(rig: Rig, mini_image:
         await until(lambda: "connection to libvirtd lost" in rig.log(), "the loss in the log")
         question = agent_pb2.Query(read_console_log=agent_pb2.ReadConsoleLog(server_id=server_id))
         assert (await rig.controller.ask("q1", question)).ok  # the rest of the daemon lives on
+        assert await rig.agent_ended() == 1  # the library does not recover; whoever watches over it starts it anew
     finally:
         await rig.host.signal_unit("libvirtd", signal.SIGCONT)
+    await rig.start_agent()
     await rig.controller.wait(server_id, RUNNING)
 
 
