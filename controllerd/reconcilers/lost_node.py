@@ -37,7 +37,6 @@ class LostNodes:
             self._wake.set()
 
     async def run(self) -> None:
-        self._db.subscribe(self.notice)
         while True:
             away_since = await self._db.read(node.away_since)
             rest_s = PASS_INTERVAL_S

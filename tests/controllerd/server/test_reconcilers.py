@@ -58,7 +58,9 @@ async def test_the_loop_sees_it_in_time(rig: Rig, tenant: Caller) -> None:
     [scripted] = rig.nodes.values()
     runtime = system_runtime()
     rig.clock.now_s = runtime.clock.wall_s()
-    job = asyncio.create_task(LostNodes(rig.database, rig.runtime, 0.3).run())
+    lost_nodes = LostNodes(rig.database, rig.runtime, 0.3)
+    rig.database.subscribe(lost_nodes.notice)
+    job = asyncio.create_task(lost_nodes.run())
     try:
         await asyncio.sleep(0.05)
         for kind in AGENTS:
