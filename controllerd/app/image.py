@@ -88,17 +88,28 @@ class Images:
         Errors: Conflict (has content, or another upload is under way), InvalidArgument, QuotaExceeded, OutOfSpace, Unavailable.
         """
         authorise(caller, "image.upload")
-        image, node, size_max = await self._db.write(lambda tx: _begin(tx, caller, image_id))
+        began: list[Image] = []
+
+        def begin(tx: Tx) -> tuple[Image, store.StorageNode, int]:
+            begun = _begin(tx, caller, image_id)
+            began.append(begun[0])
+            return begun
+
+        try:
+            return await self._transfer(await self._db.write(begin), content)
+        finally:  # in the order of writes after all above, also when we are cancelled; nothing where the upload ended by itself
+            await asyncio.shield(self._db.submit(lambda tx: began and store.end_upload(tx, image_id, domain.QUEUED)))
+
+    async def _transfer(self, begun: tuple[Image, store.StorageNode, int], content: AsyncIterator[bytes | str]) -> Image:
+        image, node, size_max = begun
         sender = _Sender(content)
         try:
             stored = await self._blobs.put(node.address, image.format, size_max, sender.parts())
-            return await self._db.write(lambda tx: _activate(tx, image, node.node_id, stored))
         except InvalidArgument as error:
             if error is not sender.error:
                 self._db.submit(lambda tx, error=error: _refuse(tx, image, error))  # type: ignore[misc]
             raise
-        finally:  # after all that was written above, and also when we are cancelled: it does nothing where the upload ended
-            await asyncio.shield(self._db.submit(lambda tx: store.end_upload(tx, image.id, domain.QUEUED)))
+        return await self._db.write(lambda tx: _activate(tx, image, node.node_id, stored))
 
     async def download(self, caller: Caller, image_id: str, offset: int) -> AsyncIterator[bytes]:
         """Errors: Conflict (no content yet), InvalidArgument (offset), Unavailable."""
