@@ -10,8 +10,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from skyrack.client import errors
-from skyrack.client.connection import Connection, Patience
-from skyrack.client.login import GivenToken, Login, Password
+from skyrack.client.connection import Connection, Login, Patience
+from skyrack.client.login import GivenToken, Password
 
 if TYPE_CHECKING:
     from skyrack.client.event import Events

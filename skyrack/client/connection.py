@@ -19,14 +19,13 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import grpc
 import grpc.aio
 from google.protobuf.message import Message
 
 from skyrack.client import errors
-from skyrack.client.login import Login
 
 T = TypeVar("T")
 M = TypeVar("M", bound=Message)
@@ -89,6 +88,16 @@ class _Attempts:
         self.spent_s += self.pause_s
         await asyncio.sleep(self.pause_s * random.uniform(0.5, 1.0))
         self.pause_s = min(self.pause_s * 2, self.pause_max_s)
+
+
+class Login(Protocol):
+    """Where a token comes from."""
+
+    async def token(self, connection: Connection) -> str:
+        """The token to send. Errors: CloudError when there is none to be had."""
+
+    def forget(self, token: str) -> bool:
+        """The cloud refused `token`. True: asking again gives a new one."""
 
 
 class Connection:

@@ -3,20 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Protocol
 
 from skyrack.client import errors
-
-if TYPE_CHECKING:
-    from skyrack.client.connection import Connection
-
-
-class Login(Protocol):
-    async def token(self, connection: Connection) -> str:
-        """The token to send. Errors: CloudError when there is none to be had."""
-
-    def forget(self, token: str) -> bool:
-        """The cloud refused `token`. True: asking again gives a new one."""
+from skyrack.client.connection import Connection
 
 
 class GivenToken:

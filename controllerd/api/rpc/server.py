@@ -79,7 +79,7 @@ def _state(value: int) -> str:
     """As the domain names it; "" for none given. Errors: InvalidArgument for a number that no state has."""
     if value not in pb.ServerState.values():
         raise InvalidArgument("state", f"unknown state {value}")
-    return pb.ServerState.Name(value).removeprefix(_STATE) if value else ""
+    return pb.ServerState.Name(pb.ServerState.ValueType(value)).removeprefix(_STATE) if value else ""
 
 
 def render(view: ServerView) -> pb.Server:
