@@ -234,3 +234,9 @@ class Server:
 
 def channel(address: str, credentials: grpc.ChannelCredentials) -> grpc.aio.Channel:
     return grpc.aio.secure_channel(address, credentials, options=CLIENT_OPTIONS)
+
+
+def with_request_id() -> tuple[tuple[str, str], ...]:
+    """Metadata that carries the request id of the work at hand to the next daemon."""
+    rid = request_id.get()
+    return (("x-request-id", rid),) if rid else ()

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import grpc
 
-from daemonkit.rpc import channel, from_rpc_error
+from daemonkit.rpc import channel, from_rpc_error, with_request_id
 from daemonkit.tls import TlsFiles
 from skyrack.v1 import blob_pb2, blob_pb2_grpc
 
@@ -44,7 +44,7 @@ class GrpcBlobStore:
 
     async def put(self, address: str, format_: str, size_bytes_max: int, content: AsyncIterator[bytes | str]) -> Stored:
         async with channel(address, self._tls.client()) as connection:
-            call = blob_pb2_grpc.BlobServiceStub(connection).Put()
+            call = blob_pb2_grpc.BlobServiceStub(connection).Put(metadata=with_request_id())
             try:
                 begin = blob_pb2.PutBlobBegin(format=format_, size_bytes_max=size_bytes_max)
                 await call.write(blob_pb2.PutBlobRequest(begin=begin))
@@ -68,7 +68,7 @@ class GrpcBlobStore:
         async with channel(address, self._tls.client()) as connection:
             request = blob_pb2.GetBlobRequest(sha256=sha256, offset=offset)
             try:
-                async for chunk in blob_pb2_grpc.BlobServiceStub(connection).Get(request):
+                async for chunk in blob_pb2_grpc.BlobServiceStub(connection).Get(request, metadata=with_request_id()):
                     yield chunk.data
             except grpc.aio.AioRpcError as error:
                 raise from_rpc_error(error) from None

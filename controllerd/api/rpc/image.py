@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 from google.protobuf.empty_pb2 import Empty
 
@@ -10,9 +12,11 @@ from controllerd.agents.blob import CHUNK_BYTES_MAX
 from controllerd.api.rpc.gate import Context, Gate, given, once, page, timestamp
 from controllerd.app.image import Images
 from controllerd.domain import image as domain
-from daemonkit.errors import InvalidArgument, Unavailable
+from daemonkit.errors import InvalidArgument, SkyrackError, Unavailable
 from skyrack.v1 import common_pb2, image_pb2_grpc
 from skyrack.v1 import image_pb2 as pb
+
+DRAIN_LIMIT_S = 30.0
 
 
 class ImageService(image_pb2_grpc.ImageServiceServicer):
@@ -34,7 +38,11 @@ class ImageService(image_pb2_grpc.ImageServiceServicer):
         first = await anext(parts, None)
         if first is None or first.WhichOneof("part") != "begin":
             raise InvalidArgument("part", "the first message must be begin")
-        return render(await self._images.upload(caller, first.begin.image_id, _content(parts)))
+        try:
+            return render(await self._images.upload(caller, first.begin.image_id, _content(parts)))
+        except SkyrackError:
+            await _drain(parts)
+            raise
 
     async def DownloadImage(self, request: pb.DownloadImageRequest, context: Context) -> AsyncIterator[pb.ImageChunk]:
         caller = await self._gate.caller(context)
@@ -75,6 +83,14 @@ async def _content(parts: AsyncIterator[pb.UploadImageRequest]) -> AsyncIterator
             case _:
                 raise InvalidArgument("part", "after begin come chunks and one commit")
     raise Unavailable("the upload ended without commit; nothing was kept")
+
+
+async def _drain(parts: AsyncIterator[pb.UploadImageRequest]) -> None:
+    """Reads on after a refusal: an asyncio client whose write is cut off never learns why the call ended."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(DRAIN_LIMIT_S):
+            async for _part in parts:
+                pass
 
 
 def render(image: domain.Image) -> pb.Image:
