@@ -78,17 +78,13 @@ class Connect(Step):
 
     name = "connect"
 
-    def __init__(self, take_back: TakeBack) -> None:
-        self._take_back = take_back
-
     def do(self, tx: Tx, task: Task) -> None:
         server = SERVERS.get(tx, task.resource_id)
         port.bind(tx, server.id, server.node_id)
         attachment.touch_ends_of_server(tx, server.id)
 
     def undo(self, tx: Tx, task: Task) -> None:
-        """The ports keep their addresses until the server is deleted; the volumes are free for others."""
-        self._take_back.volumes(tx, task.resource_id)
+        """The ports keep their addresses until the server is deleted."""
         port.unbind(tx, task.resource_id)
 
 
@@ -139,6 +135,7 @@ def refuse_failure(tx: Tx, server: Server) -> None:
 @dataclass(frozen=True)
 class ServerCreate(Operation):
     ratios: Ratios
+    take_back: TakeBack
 
     def finish(self, tx: Tx, task: Task) -> None:
         server = server_store.change(tx, SERVERS.get(tx, task.resource_id), state=ACTIVE, launched_at=tx.now)
@@ -149,6 +146,8 @@ class ServerCreate(Operation):
             event.record_at(tx, time, f"server.{name}", task.project_id, server.id)
 
     def fail(self, tx: Tx, task: Task) -> None:
+        """The row stays with its fault and its ports; its volumes are free for others."""
+        self.take_back.volumes(tx, task.resource_id)
         server = SERVERS.get(tx, task.resource_id)
         server_store.change(
             tx, server, state=ERROR, fault_reason=task.fault_reason, fault_message=task.fault_message,
@@ -164,4 +163,4 @@ class ServerCreate(Operation):
 
 
 def server_create(ratios: Ratios, take_back: TakeBack) -> Operation:
-    return ServerCreate(KIND, DEADLINE_S, (Place(ratios), Connect(take_back), Prepare(), Start()), ratios)
+    return ServerCreate(KIND, DEADLINE_S, (Place(ratios), Connect(), Prepare(), Start()), ratios, take_back)

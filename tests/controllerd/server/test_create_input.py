@@ -141,10 +141,11 @@ async def test_placement_hints(rig: Rig, tenant: Caller, operator: Caller) -> No
 
 async def test_no_valid_host_tells_tenants_counts_and_admins_names(rig: Rig, tenant: Caller, operator: Caller) -> None:
     flavor, image = await rig.equip(tenant, memory_mib=4352)
-    view = await rig.create(tenant, flavor, image)
+    volume_id = await rig.add_volume(tenant)
+    view = await rig.create(tenant, flavor, image, volume_ids=(volume_id,))
     await rig.run()
     seen = await rig.servers.get(tenant, view.server.id)
-    assert (seen.state, seen.server.fault_reason) == ("ERROR", "NO_VALID_HOST")
+    assert (seen.state, seen.server.fault_reason, seen.attachments) == ("ERROR", "NO_VALID_HOST", ())
     assert list(seen.fault_details) == ["memory: 2 of 2 nodes; closest miss lacks 256 MiB"]
     told = repr(await rig.rows("SELECT * FROM event WHERE project_id != ''")) + repr(await rig.rows("SELECT * FROM task"))
     assert "k1" not in told + seen.server.fault_message
