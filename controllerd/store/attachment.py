@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
+from dataclasses import dataclass
 
 from controllerd.domain.volume import ATTACHED, Attachment
+from controllerd.store import node
 from controllerd.store.database import Tx
 from controllerd.store.table import Table
 from daemonkit.errors import StorageFailed
@@ -35,6 +37,61 @@ def of_servers(tx: Tx, server_ids: Collection[str]) -> dict[str, list[Attachment
     for item in ATTACHMENTS.where(tx, among, json.dumps(list(server_ids))):
         found.setdefault(item.server_id, []).append(item)
     return found
+
+
+@dataclass(frozen=True)
+class Export:
+    """What a storage node offers, and to the certificate of which node."""
+
+    attachment_id: str
+    volume_id: str
+    export_name: str
+    client_node: str
+
+
+def exports_of_node(tx: Tx, node_id: str) -> list[Export]:
+    """Of volumes on the storage node, to the nodes of servers that are placed."""
+    sql = (
+        "SELECT a.id, a.volume_id, a.export_name, n.name FROM attachment a"
+        " JOIN volume v ON v.id = a.volume_id JOIN server s ON s.id = a.server_id JOIN node n ON n.id = s.node_id"
+        " WHERE v.node_id = ? AND v.absent = 0 AND a.exported = 1 ORDER BY a.id"
+    )
+    return [Export(r["id"], r["volume_id"], r["export_name"], r["name"]) for r in tx.each(sql, node_id)]
+
+
+def offered_by(tx: Tx, node_id: str) -> list[str]:
+    """Ids of the attachments that the storage node was last seen to offer, or to try to."""
+    sql = (
+        "SELECT a.id FROM attachment a JOIN volume v ON v.id = a.volume_id"
+        " WHERE v.node_id = ? AND a.observed_export NOT IN ('', 'GONE')"
+    )
+    return [row["id"] for row in tx.each(sql, node_id)]
+
+
+def observe_export(tx: Tx, node_id: str, attachment_id: str, state: str, fault: str) -> None:
+    """As the storage node reports it; of another node's volume nothing is believed."""
+    sql = (
+        "UPDATE attachment SET observed_export = ?, observed_fault = ?"
+        " WHERE id = ? AND volume_id IN (SELECT id FROM volume WHERE node_id = ?)"
+    )
+    if tx.run(sql, state, fault, attachment_id, node_id):
+        touch_ends(tx, ATTACHMENTS.get(tx, attachment_id))
+
+
+def guest_has_it(tx: Tx, attachment: Attachment) -> bool:
+    """As the compute node last reported. A server on a lost node, or on none, has nothing."""
+    row = tx.one("SELECT node_id, observed_attached FROM server WHERE id = ?", attachment.server_id)
+    if row is None or not row["node_id"] or node.is_lost(tx, row["node_id"], "computed"):
+        return False
+    return attachment.id in json.loads(row["observed_attached"] or "[]")
+
+
+def still_offered(tx: Tx, attachment: Attachment) -> bool:
+    """As the storage node last reported; a lost one offers nothing."""
+    node_id = tx.value("SELECT node_id FROM volume WHERE id = ?", attachment.volume_id)
+    if not node_id or node.is_lost(tx, node_id, "storaged"):
+        return False
+    return attachment.observed_export not in ("", "GONE")
 
 
 def touch_ends(tx: Tx, attachment: Attachment) -> None:

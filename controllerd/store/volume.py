@@ -22,6 +22,19 @@ def of_node(tx: Tx, node_id: str) -> list[Volume]:
     return VOLUMES.where(tx, "node_id = ? ORDER BY id", node_id)
 
 
+def observe(tx: Tx, node_id: str, volume_id: str, state: str, fault: str) -> None:
+    """As the node reports it; of another node's volume nothing is believed."""
+    sql = "UPDATE volume SET observed_state = ?, observed_fault = ?, observed_at = ? WHERE id = ? AND node_id = ?"
+    if tx.run(sql, state, fault, tx.now, volume_id, node_id):
+        tx.touch(volume_id)
+
+
+def seen_on(tx: Tx, node_id: str) -> list[str]:
+    """Ids of the volumes that shall be on the node and of which it has told something."""
+    sql = "SELECT id FROM volume WHERE node_id = ? AND absent = 0 AND observed_state != ''"
+    return [row["id"] for row in tx.each(sql, node_id)]
+
+
 def given_out_gib(tx: Tx) -> dict[str, int]:
     """node id -> GiB of all its volumes, as promised to tenants."""
     sql = "SELECT node_id, sum(size_gib) AS gib FROM volume WHERE node_id != '' GROUP BY node_id"

@@ -6,14 +6,11 @@ after the guest has let go, or when its node is lost and could not write any mor
 
 from __future__ import annotations
 
-import json
-
 from controllerd.domain.task import Task
 from controllerd.domain.volume import ATTACHED, Attachment
 from controllerd.store import attachment as attachments
 from controllerd.store import event
-from controllerd.store import node as nodes
-from controllerd.store.attachment import ATTACHMENTS
+from controllerd.store.attachment import ATTACHMENTS, guest_has_it, still_offered
 from controllerd.store.database import Tx
 from controllerd.tasks.operation import Operation, Step
 from controllerd.tasks.volume_create import NODE_LOOK_S
@@ -27,21 +24,6 @@ def _attachment(tx: Tx, task: Task) -> Attachment:
 def _change(tx: Tx, task: Task, **changes: bool | str) -> None:
     ATTACHMENTS.update(tx, task.args["attachment_id"], **changes)
     attachments.touch_ends(tx, _attachment(tx, task))
-
-
-def guest_has_it(tx: Tx, attachment: Attachment) -> bool:
-    """As the compute node last reported. A server on a lost node, or on none, has nothing."""
-    row = tx.one("SELECT node_id, observed_attached FROM server WHERE id = ?", attachment.server_id)
-    if row is None or not row["node_id"] or nodes.is_lost(tx, row["node_id"], "computed"):
-        return False
-    return attachment.id in json.loads(row["observed_attached"] or "[]")
-
-
-def still_offered(tx: Tx, attachment: Attachment) -> bool:
-    node_id = tx.value("SELECT node_id FROM volume WHERE id = ?", attachment.volume_id)
-    if not node_id or nodes.is_lost(tx, node_id, "storaged"):
-        return False
-    return attachment.observed_export not in ("", "GONE")
 
 
 class Export(Step):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from controllerd.domain.volume import Volume
-from controllerd.store import image, tombstone, volume
+from controllerd.store import attachment, image, tombstone, volume
+from controllerd.store.attachment import Export
 from controllerd.store.database import Tx
 from skyrack.v1 import agent_pb2 as pb
 
 
 def compile_storage(tx: Tx, node_id: str) -> list[pb.DesiredObject]:
     objects = [pb.DesiredObject(id=v.id, volume=_volume(tx, v)) for v in volume.of_node(tx, node_id)]
-    objects += _exports(tx, node_id)
+    objects += [_export(e) for e in attachment.exports_of_node(tx, node_id)]
     objects += [pb.DesiredObject(id=sha256, blob=pb.BlobSpec()) for sha256 in image.blobs_of_node(tx, node_id)]
     known = {o.id for o in objects}
     for volume_id in tombstone.of_node(tx, node_id, "volume"):
@@ -34,17 +35,6 @@ def _volume(tx: Tx, item: Volume) -> pb.VolumeSpec:
     return spec
 
 
-def _exports(tx: Tx, node_id: str) -> list[pb.DesiredObject]:
-    """Of volumes that are ready, to the node of a server that is placed."""
-    sql = (
-        "SELECT a.id, a.volume_id, a.export_name, n.name AS client FROM attachment a"
-        " JOIN volume v ON v.id = a.volume_id JOIN server s ON s.id = a.server_id JOIN node n ON n.id = s.node_id"
-        " WHERE v.node_id = ? AND v.absent = 0 AND a.exported = 1 ORDER BY a.id"
-    )
-    return [
-        pb.DesiredObject(
-            id=row["id"],
-            export=pb.ExportSpec(volume_id=row["volume_id"], export_name=row["export_name"], client_node=row["client"]),
-        )
-        for row in tx.each(sql, node_id)
-    ]
+def _export(item: Export) -> pb.DesiredObject:
+    spec = pb.ExportSpec(volume_id=item.volume_id, export_name=item.export_name, client_node=item.client_node)
+    return pb.DesiredObject(id=item.attachment_id, export=spec)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from controllerd.agents.intake import Taker
 from controllerd.domain.node import Node
-from controllerd.store import image, tombstone
+from controllerd.store import attachment, image, tombstone, volume
 from controllerd.store.database import Tx
 from skyrack.v1 import agent_pb2 as pb
+
+FAULT_LENGTH_MAX = 1000
 
 
 def state_name(state: pb.ObservedState.ValueType) -> str:
@@ -23,50 +25,30 @@ def state_name(state: pb.ObservedState.ValueType) -> str:
 
 def take_volume(tx: Tx, node: Node, volume_id: str, observed: pb.ObservedVolume) -> None:
     state = state_name(observed.state)
-    changed = tx.run(
-        "UPDATE volume SET observed_state = ?, observed_fault = ?, observed_at = ? WHERE id = ? AND node_id = ?",
-        state, observed.fault, tx.now, volume_id, node.id,
-    )  # fmt: skip
+    volume.observe(tx, node.id, volume_id, state, observed.fault[:FAULT_LENGTH_MAX])
     if state == "GONE":
         tombstone.lift(tx, node.id, "volume", volume_id)
-    if changed:
-        tx.touch(volume_id)
 
 
 def missing_volumes(tx: Tx, node: Node, present: set[str]) -> None:
     """What shall be there has yet to be made."""
-    for row in tx.all("SELECT id FROM volume WHERE node_id = ? AND absent = 0 AND observed_state != ''", node.id):
-        if row["id"] not in present:
-            tx.run("UPDATE volume SET observed_state = '', observed_at = ? WHERE id = ?", tx.now, row["id"])
-            tx.touch(row["id"])
+    for volume_id in volume.seen_on(tx, node.id):
+        if volume_id not in present:
+            volume.observe(tx, node.id, volume_id, "", "")
 
 
 # ---- exports
 
-_ENDS = "SELECT a.volume_id, a.server_id, s.node_id FROM attachment a LEFT JOIN server s ON s.id = a.server_id WHERE a.id = ?"
-
 
 def take_export(tx: Tx, node: Node, attachment_id: str, observed: pb.ObservedExport) -> None:
-    _set_export(tx, node, attachment_id, state_name(observed.state), observed.fault)
-
-
-def _set_export(tx: Tx, node: Node, attachment_id: str, state: str, fault: str) -> None:
-    sql = (
-        "UPDATE attachment SET observed_export = ?, observed_fault = ?"
-        " WHERE id = ? AND volume_id IN (SELECT id FROM volume WHERE node_id = ?)"
-    )
-    if tx.run(sql, state, fault, attachment_id, node.id) and (ends := tx.one(_ENDS, attachment_id)):
-        tx.touch(ends["volume_id"], ends["server_id"], ends["node_id"] or "")
+    fault = observed.fault[:FAULT_LENGTH_MAX]
+    attachment.observe_export(tx, node.id, attachment_id, state_name(observed.state), fault)
 
 
 def missing_exports(tx: Tx, node: Node, present: set[str]) -> None:
-    sql = (
-        "SELECT a.id FROM attachment a JOIN volume v ON v.id = a.volume_id"
-        " WHERE v.node_id = ? AND a.observed_export NOT IN ('', 'GONE')"
-    )
-    for row in tx.all(sql, node.id):
-        if row["id"] not in present:
-            _set_export(tx, node, row["id"], "GONE", "")
+    for attachment_id in attachment.offered_by(tx, node.id):
+        if attachment_id not in present:
+            attachment.observe_export(tx, node.id, attachment_id, "GONE", "")
 
 
 # ---- content
