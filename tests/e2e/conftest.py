@@ -1,4 +1,7 @@
-"""One rack for all end-to-end tests: up once, down at the end whatever happened.
+"""One rack for all end-to-end tests: up once, down at the end whatever happened; on it one tenant, and the tenant's site.
+
+Guests take their time to boot, so tests share them, and run in the order of STORY: what hurts comes last, and the search for
+leaked secrets when all else has written its logs.
 
 SKYRACK_E2E_RACK=NAME takes a rack that is up already (in SKYRACK_SANDBOX_DIR) and leaves it up: for writing tests.
 """
@@ -10,11 +13,30 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from skyrack.client.sync import Cloud
 from skyrack.sandbox import state
+from tests.e2e import site as sites
+from tests.e2e import tenant as tenants
+from tests.e2e.remains import Picture, picture
 from tests.e2e.running_rack import RunningRack
+from tests.e2e.site import Site
+from tests.e2e.tenant import Tenant
+
+STORY = (
+    "test_rack_is_up", "test_reflection", "test_site", "test_usage_metrics", "test_without_controller", "test_nothing_left",
+    "test_refusals", "test_faults", "test_secrets",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = [place for place, item in enumerate(items) if item.path.parent == Path(__file__).parent]
+    story = sorted((items[place] for place in here), key=lambda item: STORY.index(item.path.stem))
+    for place, item in zip(here, story, strict=True):
+        items[place] = item
 
 
 @pytest.fixture(scope="session")
@@ -36,6 +58,30 @@ def rack() -> Iterator[RunningRack]:
     finally:
         running.down()
         shutil.rmtree(base, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def admin(rack: RunningRack) -> Iterator[Cloud]:
+    with Cloud.connect(environ=rack.env) as cloud:
+        yield cloud
+
+
+@pytest.fixture(scope="session")
+def tenant(rack: RunningRack, admin: Cloud, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tenant]:
+    settled = tenants.settle(rack, admin, tmp_path_factory.mktemp("tenant"))
+    yield settled
+    settled.cloud.close()
+
+
+@pytest.fixture(scope="session")
+def before(rack: RunningRack, admin: Cloud, tenant: Tenant) -> Picture:
+    """What the nodes hold while the tenant has no server."""
+    return picture(rack, admin)
+
+
+@pytest.fixture(scope="session")
+def site(rack: RunningRack, tenant: Tenant, before: Picture) -> Site:
+    return sites.build(rack, tenant)
 
 
 def _print_logs(running: RunningRack) -> None:

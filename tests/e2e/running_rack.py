@@ -17,6 +17,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from skyrack.sandbox.rack import Rack
+
 UP_LIMIT_S = 240
 CALL_LIMIT_S = 60
 
@@ -51,13 +53,15 @@ class RunningRack:
         return _run(argv, environment, limit_s)
 
     def exec(self, node: str, *command: str, timeout_s: float = CALL_LIMIT_S, check: bool = True) -> str:
-        return self.sandbox("exec", node, "--", *command, limit_s=timeout_s) if check else self._try(node, command, timeout_s)
+        """What `skyrack sandbox exec` would do, without the half second that starting it takes."""
+        argv = self.enter(node, *command)
+        if check:
+            return _run(argv, dict(os.environ), timeout_s)
+        return subprocess.run(argv, capture_output=True, text=True, timeout=timeout_s, stdin=subprocess.DEVNULL).stdout
 
-    def _try(self, node: str, command: tuple[str, ...], timeout_s: float) -> str:
-        try:
-            return self.exec(node, *command, timeout_s=timeout_s)
-        except subprocess.CalledProcessError as error:
-            return str(error.stdout)
+    def enter(self, node: str, *command: str) -> list[str]:
+        """argv that runs a command in a node."""
+        return Rack(self.name, self.directory).enter(node, *command)
 
     def skyrack(self, *words: str, timeout_s: float = CALL_LIMIT_S, **env: str) -> str:
         """The CLI as the admin; `env` overrides, say SKYRACK_USER."""
