@@ -76,8 +76,8 @@ async def test_running_guests_are_adopted(rig: Rig, mini_image: bytes) -> None:
     assert guest_pid(rig, server_id) == guest
     assert rig.controller.observed[server_id].state == RUNNING
 
-    rig.controller.observed.clear()  # the controller loses its memory too: the next session begins with a whole report
     await rig.kill_agent()
+    rig.controller.observed.clear()  # the controller loses its memory too: the next session begins with a whole report
     first = len(rig.controller.history)
     await rig.start_agent()
     await rig.controller.wait(server_id, RUNNING)
