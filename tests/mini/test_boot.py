@@ -21,13 +21,13 @@ METADATA = {
     "uuid": "u",
     "hostname": "web-1",
     "public_keys": {"mine": 'ssh-ed25519 AAAA "quoted"\n'},
-    "skyrack": {
-        "accounts": [
-            {"name": "alice", "public_keys": ["ssh-ed25519 AAAB a"], "sudo": True},
-            {"name": "../evil", "public_keys": [], "sudo": False},
-        ]
-    },
 }
+ACCOUNTS = [
+    "default",
+    {"name": "alice", "ssh_authorized_keys": ["ssh-ed25519 AAAB a"], "sudo": "ALL=(ALL) NOPASSWD:ALL"},
+    {"name": "../evil", "ssh_authorized_keys": []},
+]
+VENDOR_DATA = {"cloud-init": "#cloud-config\n" + json.dumps({"users": ACCOUNTS})}
 SCRIPT = b"#!/bin/sh\ncp /root/.ssh/authorized_keys /mnt/vdb/keys\nid -u > /mnt/vdb/uid\nexit 7\n"
 
 
@@ -45,6 +45,7 @@ def config_drive(path: Path) -> None:
     for short, name, content in (
         ("META.;1", "meta_data.json", json.dumps(METADATA).encode()),
         ("USER.;1", "user_data", SCRIPT),
+        ("VENDOR.;1", "vendor_data.json", json.dumps(VENDOR_DATA).encode()),
     ):
         iso.add_fp(io.BytesIO(content), len(content), f"/OPENSTACK/LATEST/{short}", rr_name=name)
     iso.write(str(path))
