@@ -48,11 +48,13 @@ class FloatingIps:
         authorise(caller, "floating_ip.get")
         return await self._db.read(lambda tx: _view(tx, _own(tx, caller, floating_ip_id).id))
 
-    async def list(self, caller: Caller, ip: str, page: Page) -> PageOf[FloatingIpView]:
+    async def list(self, caller: Caller, ip: str, all_projects: bool, page: Page) -> PageOf[FloatingIpView]:
         authorise(caller, "floating_ip.list")
+        if all_projects:
+            authorise(caller, "all_projects")
 
         def find(tx: Tx) -> PageOf[FloatingIpView]:
-            found = store.visible(tx, caller.project_id, caller.admin, ip, page)
+            found = store.visible(tx, caller.project_id, all_projects, ip, page)
             return PageOf(store.views(tx, found.items), found.next_token)
 
         return await self._db.read(find)

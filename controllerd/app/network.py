@@ -53,11 +53,15 @@ class Networks:
         authorise(caller, "network.get")
         return await self._db.read(lambda tx: _view(tx, visible(tx, caller, network_id)))
 
-    async def list(self, caller: Caller, name: str, external: bool | None, page: Page) -> PageOf[NetworkView]:
+    async def list(
+        self, caller: Caller, name: str, external: bool | None, all_projects: bool, page: Page
+    ) -> PageOf[NetworkView]:
         authorise(caller, "network.list")
+        if all_projects:
+            authorise(caller, "all_projects")
 
         def find(tx: Tx) -> PageOf[NetworkView]:
-            found = store.visible(tx, caller.project_id, caller.admin, name, external, page)
+            found = store.visible(tx, caller.project_id, all_projects, name, external, page)
             return PageOf(_views(tx, found.items), found.next_token)
 
         return await self._db.read(find)

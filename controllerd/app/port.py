@@ -60,13 +60,15 @@ class Ports:
         return await self._db.read(lambda tx: _view(tx, _own(tx, caller, port_id)))
 
     async def list(
-        self, caller: Caller, page: Page, name: str = "", network_id: str = "", server_id: str = ""
+        self, caller: Caller, page: Page, all_projects: bool = False, name: str = "", network_id: str = "", server_id: str = ""
     ) -> PageOf[PortView]:
         authorise(caller, "port.list")
+        if all_projects:
+            authorise(caller, "all_projects")
 
         def find(tx: Tx) -> PageOf[PortView]:
             filters = {"name": name, "network_id": network_id, "server_id": server_id}
-            found = store.visible(tx, caller.project_id, caller.admin, page, **filters)
+            found = store.visible(tx, caller.project_id, all_projects, page, **filters)
             return PageOf(store.views(tx, found.items), found.next_token)
 
         return await self._db.read(find)

@@ -74,11 +74,13 @@ class Routers:
         authorise(caller, "router.get")
         return await self._db.read(lambda tx: _view(tx, _own(tx, caller, router_id).id))
 
-    async def list(self, caller: Caller, name: str, page: Page) -> PageOf[RouterView]:
+    async def list(self, caller: Caller, name: str, all_projects: bool, page: Page) -> PageOf[RouterView]:
         authorise(caller, "router.list")
+        if all_projects:
+            authorise(caller, "all_projects")
 
         def find(tx: Tx) -> PageOf[RouterView]:
-            found = store.visible(tx, caller.project_id, caller.admin, name, page)
+            found = store.visible(tx, caller.project_id, all_projects, name, page)
             return PageOf(_views(tx, found.items), found.next_token)
 
         return await self._db.read(find)

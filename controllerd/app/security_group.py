@@ -56,11 +56,13 @@ class SecurityGroups:
         authorise(caller, "security_group.get")
         return await self._db.read(lambda tx: _view(tx, _own(tx, caller, group_id)))
 
-    async def list(self, caller: Caller, name: str, page: Page) -> PageOf[GroupView]:
+    async def list(self, caller: Caller, name: str, all_projects: bool, page: Page) -> PageOf[GroupView]:
         authorise(caller, "security_group.list")
+        if all_projects:
+            authorise(caller, "all_projects")
 
         def find(tx: Tx) -> PageOf[GroupView]:
-            found = store.visible(tx, caller.project_id, caller.admin, name, page)
+            found = store.visible(tx, caller.project_id, all_projects, name, page)
             rules = store.rules_of_all(tx, (g.id for g in found.items))
             return PageOf([GroupView(g, tuple(rules.get(g.id, ()))) for g in found.items], found.next_token)
 

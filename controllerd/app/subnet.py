@@ -55,9 +55,11 @@ class Subnets:
         authorise(caller, "subnet.get")
         return await self._db.read(lambda tx: seen(tx, caller, subnet_id))
 
-    async def list(self, caller: Caller, name: str, network_id: str, page: Page) -> PageOf[Subnet]:
+    async def list(self, caller: Caller, name: str, network_id: str, all_projects: bool, page: Page) -> PageOf[Subnet]:
         authorise(caller, "subnet.list")
-        return await self._db.read(lambda tx: store.visible(tx, caller.project_id, caller.admin, name, network_id, page))
+        if all_projects:
+            authorise(caller, "all_projects")
+        return await self._db.read(lambda tx: store.visible(tx, caller.project_id, all_projects, name, network_id, page))
 
     async def update(self, caller: Caller, subnet_id: str, **changes: str | tuple[str, ...] | tuple[HostRoute, ...]) -> Subnet:
         """`changes`: name, dns_servers, routes. Guests learn them with their next lease."""

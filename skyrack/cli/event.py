@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from skyrack.cli.output import Output, Table, one_line, plain, text
+from skyrack.cli.output import Output, Table, one_line, plain, text, whose
 from skyrack.cli.parse import first
-from skyrack.cli.verb import verb
+from skyrack.cli.verb import every_project, verb
 
 if TYPE_CHECKING:
     from skyrack.client import Cloud
@@ -30,7 +30,7 @@ def line(row: Event) -> str:
 @click.option("--resource", "resource_id", metavar="ID", help="Only of this resource.")
 @click.option("--kind", default="", help='e.g. "server.create".')
 @click.option("--request-id", default="", help="Only what this request did.")
-@click.option("--all-projects", is_flag=True, help="Of all projects (admins).")
+@every_project
 @click.option("--limit", type=click.IntRange(1), default=50, help="[50]")
 @click.option("--follow", is_flag=True, help="Until interrupted.")
 async def list_events(
@@ -47,7 +47,7 @@ async def list_events(
         "Message": "message",
         "Request": "request_id",
     }
-    return Table(await first(limit, found), columns)
+    return Table(await first(limit, found), whose(columns, all_projects))
 
 
 async def _follow(cloud: Cloud, resource_id: str | None, kind: str, all_projects: bool) -> None:

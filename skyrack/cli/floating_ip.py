@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from skyrack.cli.output import Details, Done, Output, Table
+from skyrack.cli.output import Details, Done, Output, Table, whose
 from skyrack.cli.parse import find_all, find_one
-from skyrack.cli.verb import verb
+from skyrack.cli.verb import every_project, verb
 
 if TYPE_CHECKING:
     from skyrack.client import Cloud
@@ -35,10 +35,11 @@ async def create(cloud: Cloud, *, network: str, port: str | None, server: str | 
 
 
 @verb(ip, "list", help="The project's floating IPs.")
-async def list_floating_ips(cloud: Cloud) -> Output:
-    rows = [row async for row in cloud.floating_ips.list()]
+@every_project
+async def list_floating_ips(cloud: Cloud, *, all_projects: bool) -> Output:
+    rows = [row async for row in cloud.floating_ips.list(all_projects=all_projects)]
     columns = {"ID": "id", "Floating IP": "ip", "Fixed IP": "fixed_ip", "Server": "server_id", "Status": "state"}
-    return Table(rows, columns)
+    return Table(rows, whose(columns, all_projects))
 
 
 @verb(ip, "show", help="All about one floating IP.")

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from skyrack.cli.output import Details, Done, Output, Table
+from skyrack.cli.output import Details, Done, Output, Table, whose
 from skyrack.cli.parse import find_all
-from skyrack.cli.verb import verb
+from skyrack.cli.verb import every_project, verb
 
 if TYPE_CHECKING:
     from skyrack.client import Cloud
@@ -33,9 +33,11 @@ async def create(cloud: Cloud, *, name: str, shared: bool, external: bool) -> Ou
 @verb(network, "list", help="The project's networks, shared and external ones.")
 @click.option("--name", default="")
 @click.option("--external/--internal", default=None, help="Only these.")
-async def list_networks(cloud: Cloud, *, name: str, external: bool | None) -> Output:
-    rows = [row async for row in cloud.networks.list(name=name, external=external)]
-    return Table(rows, {"ID": "id", "Name": "name", "Subnets": "subnet_ids", "External": "external", "Shared": "shared"})
+@every_project
+async def list_networks(cloud: Cloud, *, name: str, external: bool | None, all_projects: bool) -> Output:
+    rows = [row async for row in cloud.networks.list(name=name, external=external, all_projects=all_projects)]
+    columns = {"ID": "id", "Name": "name", "Subnets": "subnet_ids", "External": "external", "Shared": "shared"}
+    return Table(rows, whose(columns, all_projects))
 
 
 @verb(network, "show", help="All about one network.")

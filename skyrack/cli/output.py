@@ -55,6 +55,11 @@ class Text:
 Output = Table | Details | Done | Text
 
 
+def whose(columns: Mapping[str, Cell], all_projects: bool) -> Mapping[str, Cell]:
+    """The columns of a list, with Project where rows of several stand together."""
+    return {**columns, "Project": "project_id"} if all_projects else columns
+
+
 def clean(text: str) -> str:
     """Without terminal escapes, control characters (line feed and tab stay) and marks that turn the writing around."""
     return _CONTROLS.sub("", _ESCAPES.sub("", text))

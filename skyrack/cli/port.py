@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from skyrack.cli.output import Details, Done, Output, Table
+from skyrack.cli.output import Details, Done, Output, Table, whose
 from skyrack.cli.parse import Pairs, find_all, find_one
-from skyrack.cli.verb import verb
+from skyrack.cli.verb import every_project, verb
 
 if TYPE_CHECKING:
     from skyrack.client import Cloud
@@ -56,10 +56,12 @@ async def _fixed_ip(cloud: Cloud, wish: dict[str, str]) -> PortIp:
 @click.option("--name", default="")
 @click.option("--network", help="Only on this network.")
 @click.option("--server", help="Only of this server.")
-async def list_ports(cloud: Cloud, *, name: str, network: str | None, server: str | None) -> Output:
+@every_project
+async def list_ports(cloud: Cloud, *, name: str, network: str | None, server: str | None, all_projects: bool) -> Output:
     where = {"network": await find_one(cloud.networks, network), "server": await find_one(cloud.servers, server)}
-    rows = [row async for row in cloud.ports.list(name=name, **where)]
-    return Table(rows, {"ID": "id", "Name": "name", "MAC": "mac", "IPs": ips, "Status": "state", "Purpose": "purpose"})
+    rows = [row async for row in cloud.ports.list(name=name, all_projects=all_projects, **where)]
+    columns: dict[str, Any] = {"ID": "id", "Name": "name", "MAC": "mac", "IPs": ips, "Status": "state", "Purpose": "purpose"}
+    return Table(rows, whose(columns, all_projects))
 
 
 @verb(port, "show", help="All about one port.")

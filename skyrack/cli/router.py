@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from skyrack.cli.output import Details, Done, Output, Table
+from skyrack.cli.output import Details, Done, Output, Table, whose
 from skyrack.cli.parse import find_all, find_one
 from skyrack.cli.subnet import ROUTE, routes_of, routes_text
-from skyrack.cli.verb import verb
+from skyrack.cli.verb import every_project, verb
 
 if TYPE_CHECKING:
     from skyrack.client import Cloud
@@ -41,9 +41,11 @@ async def create(cloud: Cloud, *, name: str, external_gateway: str | None, snat:
 
 @verb(router, "list", help="The project's routers.")
 @click.option("--name", default="")
-async def list_routers(cloud: Cloud, *, name: str) -> Output:
-    rows = [row async for row in cloud.routers.list(name=name)]
-    return Table(rows, {"ID": "id", "Name": "name", "Status": "state", "External IP": "external_ip"})
+@every_project
+async def list_routers(cloud: Cloud, *, name: str, all_projects: bool) -> Output:
+    rows = [row async for row in cloud.routers.list(name=name, all_projects=all_projects)]
+    columns = {"ID": "id", "Name": "name", "Status": "state", "External IP": "external_ip"}
+    return Table(rows, whose(columns, all_projects))
 
 
 @verb(router, "show", help="All about one router.")

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from skyrack.cli.output import Details, Done, Output, Table
+from skyrack.cli.output import Details, Done, Output, Table, whose
 from skyrack.cli.parse import Pairs, PortRange, find_all, find_one
-from skyrack.cli.verb import verb
+from skyrack.cli.verb import every_project, verb
 
 if TYPE_CHECKING:
     from skyrack.client import Cloud
@@ -77,9 +77,12 @@ async def create(cloud: Cloud, *, name: str, description: str, accounts: Sequenc
 
 @verb(group, "list", help="The project's security groups.")
 @click.option("--name", default="")
-async def list_groups(cloud: Cloud, *, name: str) -> Output:
-    rows = [row async for row in cloud.security_groups.list(name=name)]
-    return Table(rows, {"ID": "id", "Name": "name", "Description": "description", "Rules": lambda row: len(row.rules)})
+@every_project
+async def list_groups(cloud: Cloud, *, name: str, all_projects: bool) -> Output:
+    rows = [row async for row in cloud.security_groups.list(name=name, all_projects=all_projects)]
+    columns: dict[str, Any] = {"ID": "id", "Name": "name", "Description": "description"}
+    columns["Rules"] = lambda row: len(row.rules)
+    return Table(rows, whose(columns, all_projects))
 
 
 @verb(group, "show", help="A security group with its rules.")

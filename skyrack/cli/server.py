@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from skyrack.cli.output import Details, Done, Output, Table, Text
+from skyrack.cli.output import Details, Done, Output, Table, Text, whose
 from skyrack.cli.parse import KeyValue, Pairs, find_all, find_one
 from skyrack.cli.progress import steps
-from skyrack.cli.verb import verb
+from skyrack.cli.verb import every_project, verb
 
 if TYPE_CHECKING:
     from skyrack.client import Cloud
@@ -140,7 +140,7 @@ async def _server_network(cloud: Cloud, wish: dict[str, str]) -> ServerNetwork:
 @verb(server, "list", help="The project's servers.")
 @click.option("--name", default="", help="Only those called so.")
 @click.option("--status", default="", help="Only those in this state, e.g. ACTIVE.")
-@click.option("--all-projects", is_flag=True, help="Of all projects (admins).")
+@every_project
 async def list_servers(cloud: Cloud, *, name: str, status: str, all_projects: bool) -> Output:
     try:
         rows = [row async for row in cloud.servers.list(name=name, state=status, all_projects=all_projects)]
@@ -149,7 +149,7 @@ async def list_servers(cloud: Cloud, *, name: str, status: str, all_projects: bo
     columns: dict[str, Any] = {"ID": "id", "Name": "name", "Status": "state", "Networks": addresses, "Flavor": "flavor_name"}
     if any(row.node for row in rows):
         columns["Node"] = "node"
-    return Table(rows, columns)
+    return Table(rows, whose(columns, all_projects))
 
 
 @verb(server, "show", help="All about one server, with the timeline of its launch.")

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from skyrack.cli.output import Details, Done, Output, Table
+from skyrack.cli.output import Details, Done, Output, Table, whose
 from skyrack.cli.parse import Pairs, find_all, find_one
-from skyrack.cli.verb import verb
+from skyrack.cli.verb import every_project, verb
 
 if TYPE_CHECKING:
     from skyrack.client import Cloud
@@ -63,9 +63,12 @@ async def create(cloud: Cloud, *, name: str, network: str, cidr: str, gateway: s
 @verb(subnet, "list", help="Subnets of the networks the project sees.")
 @click.option("--name", default="")
 @click.option("--network", help="Only of this network.")
-async def list_subnets(cloud: Cloud, *, name: str, network: str | None) -> Output:
-    rows = [row async for row in cloud.subnets.list(name=name, network=await find_one(cloud.networks, network))]
-    return Table(rows, {"ID": "id", "Name": "name", "Network": "network_id", "Subnet": "cidr", "Gateway": "gateway_ip"})
+@every_project
+async def list_subnets(cloud: Cloud, *, name: str, network: str | None, all_projects: bool) -> Output:
+    where = await find_one(cloud.networks, network)
+    rows = [row async for row in cloud.subnets.list(name=name, network=where, all_projects=all_projects)]
+    columns = {"ID": "id", "Name": "name", "Network": "network_id", "Subnet": "cidr", "Gateway": "gateway_ip"}
+    return Table(rows, whose(columns, all_projects))
 
 
 @verb(subnet, "show", help="All about one subnet.")

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from skyrack.cli.output import Details, Output, Table, text
+from skyrack.cli.output import Details, Output, Table, text, whose
 from skyrack.cli.parse import first
-from skyrack.cli.verb import verb
+from skyrack.cli.verb import every_project, verb
 
 if TYPE_CHECKING:
     from skyrack.client import Cloud
@@ -34,7 +34,7 @@ def details(row: Task) -> Details:
 @verb(task, "list", help="Newest first.")
 @click.option("--resource", "resource_id", metavar="ID", help="Only of this resource.")
 @click.option("--unfinished", is_flag=True, help="Only those under way.")
-@click.option("--all-projects", is_flag=True, help="Of all projects (admins).")
+@every_project
 @click.option("--limit", type=click.IntRange(1), default=50, help="[50]")
 async def list_tasks(cloud: Cloud, *, resource_id: str | None, unfinished: bool, all_projects: bool, limit: int) -> Output:
     rows = await first(limit, cloud.tasks.list(resource=resource_id, unfinished=unfinished, all_projects=all_projects))
@@ -46,7 +46,7 @@ async def list_tasks(cloud: Cloud, *, resource_id: str | None, unfinished: bool,
         "Steps": progress,
         "Began": "created_at",
     }
-    return Table(rows, columns)
+    return Table(rows, whose(columns, all_projects))
 
 
 @verb(task, "show", help="The steps of one task, and its fault.")

@@ -25,6 +25,8 @@ FAILED, USAGE, UNREACHABLE, INTERRUPTED = 1, 2, 3, 130
 
 Body = Callable[..., Coroutine[Any, Any, Output | None]]
 
+every_project = click.option("--all-projects", is_flag=True, help="Of all projects (admins).")
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:

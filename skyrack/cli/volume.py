@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from skyrack.cli.output import Details, Done, Output, Table
+from skyrack.cli.output import Details, Done, Output, Table, whose
 from skyrack.cli.parse import find_all, find_one
 from skyrack.cli.progress import steps
 from skyrack.cli.server import deadline, waits
-from skyrack.cli.verb import verb
+from skyrack.cli.verb import every_project, verb
 
 if TYPE_CHECKING:
     from skyrack.client import Cloud
@@ -47,10 +47,12 @@ async def create(cloud: Cloud, *, name: str, size_gib: int, image: str | None, w
 
 @verb(volume, "list", help="The project's volumes.")
 @click.option("--name", default="")
-@click.option("--all-projects", is_flag=True, help="Of all projects (admins).")
+@every_project
 async def list_volumes(cloud: Cloud, *, name: str, all_projects: bool) -> Output:
     rows = [row async for row in cloud.volumes.list(name=name, all_projects=all_projects)]
-    return Table(rows, {"ID": "id", "Name": "name", "Status": "state", "Size GiB": "size_gib", "Attached to": attached_to})
+    columns: dict[str, Any] = {"ID": "id", "Name": "name", "Status": "state", "Size GiB": "size_gib"}
+    columns["Attached to"] = attached_to
+    return Table(rows, whose(columns, all_projects))
 
 
 @verb(volume, "show", help="All about one volume.")

@@ -65,7 +65,7 @@ class Collection(Generic[R]):
         raise NotImplementedError
 
     def list(self, *, name: str = "") -> AsyncIterator[R]:
-        """All the caller may see, page after page; `name` only those called so."""
+        """The project's own and what is for everybody, page after page; `name` only those called so."""
         raise NotImplementedError
 
     async def find(self, name_or_id: str) -> R:
@@ -84,7 +84,7 @@ class Collection(Generic[R]):
         return self._only(found, name_or_id)
 
     async def _own(self, found: Sequence[R]) -> Sequence[R]:
-        """Those of the caller's project: admins, and all where networks or images are shared, see those of others too."""
+        """Those of the caller's project: what another project shares, or is public, may be called the same."""
         if not hasattr(found[0], "project_id"):
             return ()
         token = await self._connection.call("IdentityService/GetToken", Empty(), identity_pb2.Token)

@@ -49,8 +49,9 @@ class FloatingIps(Collection[FloatingIp]):
     async def get(self, ref: Ref) -> FloatingIp:
         return await self._one("GetFloatingIp", pb.GetFloatingIpRequest(floating_ip_id=id_of(ref)), pb.FloatingIp)
 
-    def list(self, *, name: str = "") -> AsyncIterator[FloatingIp]:
-        request = pb.ListFloatingIpsRequest(ip=name)
+    def list(self, *, name: str = "", all_projects: bool = False) -> AsyncIterator[FloatingIp]:
+        """`all_projects`: admins."""
+        request = pb.ListFloatingIpsRequest(ip=name, all_projects=all_projects)
         return self._pages("ListFloatingIps", request, pb.ListFloatingIpsResponse, "floating_ips")
 
     def _name(self, row: FloatingIp) -> str:

@@ -38,9 +38,9 @@ class Networks(Collection[Network]):
     async def get(self, ref: Ref) -> Network:
         return await self._one("GetNetwork", pb.GetNetworkRequest(network_id=id_of(ref)), pb.Network)
 
-    def list(self, *, name: str = "", external: bool | None = None) -> AsyncIterator[Network]:
-        """The project's own, shared and external ones; `external` True or False only (not) those."""
-        request = pb.ListNetworksRequest(name=name, external=external)
+    def list(self, *, name: str = "", external: bool | None = None, all_projects: bool = False) -> AsyncIterator[Network]:
+        """The project's own, shared and external ones; `external` True or False only (not) those. `all_projects`: admins."""
+        request = pb.ListNetworksRequest(name=name, external=external, all_projects=all_projects)
         return self._pages("ListNetworks", request, pb.ListNetworksResponse, "networks")
 
     async def update(self, ref: Ref, *, name: str | None = None, shared: bool | None = None) -> Network:

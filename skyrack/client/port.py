@@ -68,8 +68,11 @@ class Ports(Collection[Port]):
     async def get(self, ref: Ref) -> Port:
         return await self._one("GetPort", pb.GetPortRequest(port_id=id_of(ref)), pb.Port)
 
-    def list(self, *, name: str = "", network: Ref | None = None, server: Ref | None = None) -> AsyncIterator[Port]:
-        request = pb.ListPortsRequest(name=name, network_id=id_of(network), server_id=id_of(server))
+    def list(
+        self, *, name: str = "", network: Ref | None = None, server: Ref | None = None, all_projects: bool = False
+    ) -> AsyncIterator[Port]:
+        """`all_projects`: admins; then the cloud's own ports, of no project, are there too."""
+        request = pb.ListPortsRequest(name=name, network_id=id_of(network), server_id=id_of(server), all_projects=all_projects)
         return self._pages("ListPorts", request, pb.ListPortsResponse, "ports")
 
     async def update(

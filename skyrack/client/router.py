@@ -53,8 +53,10 @@ class Routers(Collection[Router]):
     async def get(self, ref: Ref) -> Router:
         return await self._one("GetRouter", pb.GetRouterRequest(router_id=id_of(ref)), pb.Router)
 
-    def list(self, *, name: str = "") -> AsyncIterator[Router]:
-        return self._pages("ListRouters", pb.ListRoutersRequest(name=name), pb.ListRoutersResponse, "routers")
+    def list(self, *, name: str = "", all_projects: bool = False) -> AsyncIterator[Router]:
+        """`all_projects`: admins."""
+        request = pb.ListRoutersRequest(name=name, all_projects=all_projects)
+        return self._pages("ListRouters", request, pb.ListRoutersResponse, "routers")
 
     async def update(
         self,

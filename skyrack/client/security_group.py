@@ -63,8 +63,9 @@ class SecurityGroups(Collection[SecurityGroup]):
     async def get(self, ref: Ref) -> SecurityGroup:
         return await self._one("GetSecurityGroup", pb.GetSecurityGroupRequest(security_group_id=id_of(ref)), pb.SecurityGroup)
 
-    def list(self, *, name: str = "") -> AsyncIterator[SecurityGroup]:
-        request = pb.ListSecurityGroupsRequest(name=name)
+    def list(self, *, name: str = "", all_projects: bool = False) -> AsyncIterator[SecurityGroup]:
+        """`all_projects`: admins."""
+        request = pb.ListSecurityGroupsRequest(name=name, all_projects=all_projects)
         return self._pages("ListSecurityGroups", request, pb.ListSecurityGroupsResponse, "security_groups")
 
     async def update(

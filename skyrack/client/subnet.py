@@ -73,8 +73,9 @@ class Subnets(Collection[Subnet]):
     async def get(self, ref: Ref) -> Subnet:
         return await self._one("GetSubnet", pb.GetSubnetRequest(subnet_id=id_of(ref)), pb.Subnet)
 
-    def list(self, *, name: str = "", network: Ref | None = None) -> AsyncIterator[Subnet]:
-        request = pb.ListSubnetsRequest(name=name, network_id=id_of(network))
+    def list(self, *, name: str = "", network: Ref | None = None, all_projects: bool = False) -> AsyncIterator[Subnet]:
+        """Of the networks that the project sees. `all_projects`: admins."""
+        request = pb.ListSubnetsRequest(name=name, network_id=id_of(network), all_projects=all_projects)
         return self._pages("ListSubnets", request, pb.ListSubnetsResponse, "subnets")
 
     async def update(

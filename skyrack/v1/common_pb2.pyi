@@ -5,6 +5,8 @@ Conventions of the public API.
 
 Authentication: metadata "authorization: Bearer TOKEN" (IdentityService.CreateToken makes one). A token is scoped to one
 project; what a call creates or lists is that project's. Admins may name another project, or list all of them.
+Lists give the project's own, admins too, and what is for everybody (shared and external networks with their subnets, public
+images and flavors). Where a list has all_projects, it gives every project's; without the role admin: PERMISSION_DENIED.
 Ids are UUIDs made by the controller. Another project's resource answers NOT_FOUND, as if it were not there.
 Lists come in pages: page_size (default 100, at most 1000) and page_token (opaque, from the page before; "" = first).
 Creates take an optional idempotency_key (1-128 printable characters): a retry with the same key and the same request gives

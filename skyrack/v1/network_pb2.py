@@ -26,63 +26,63 @@ from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18skyrack/v1/network.proto\x12\nskyrack.v1\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb7\x01\n\x07Network\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x12\n\nproject_id\x18\x03 \x01(\t\x12\x0e\n\x06shared\x18\x04 \x01(\x08\x12\x10\n\x08\x65xternal\x18\x05 \x01(\x08\x12\x0b\n\x03mtu\x18\x06 \x01(\r\x12\x0b\n\x03vni\x18\x07 \x01(\r\x12\x12\n\nsubnet_ids\x18\x08 \x03(\t\x12.\n\ncreated_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"_\n\x14\x43reateNetworkRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06shared\x18\x02 \x01(\x08\x12\x10\n\x08\x65xternal\x18\x03 \x01(\x08\x12\x17\n\x0fidempotency_key\x18\x04 \x01(\t\"\'\n\x11GetNetworkRequest\x12\x12\n\nnetwork_id\x18\x01 \x01(\t\"n\n\x13ListNetworksRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x15\n\x08\x65xternal\x18\x04 \x01(\x08H\x00\x88\x01\x01\x42\x0b\n\t_external\"V\n\x14ListNetworksResponse\x12%\n\x08networks\x18\x01 \x03(\x0b\x32\x13.skyrack.v1.Network\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"f\n\x14UpdateNetworkRequest\x12\x12\n\nnetwork_id\x18\x01 \x01(\t\x12\x11\n\x04name\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x13\n\x06shared\x18\x03 \x01(\x08H\x01\x88\x01\x01\x42\x07\n\x05_nameB\t\n\x07_shared\"*\n\x14\x44\x65leteNetworkRequest\x12\x12\n\nnetwork_id\x18\x01 \x01(\t\"*\n\x0b\x41\x64\x64ressPool\x12\r\n\x05\x66irst\x18\x01 \x01(\t\x12\x0c\n\x04last\x18\x02 \x01(\t\"1\n\tHostRoute\x12\x13\n\x0b\x64\x65stination\x18\x01 \x01(\t\x12\x0f\n\x07nexthop\x18\x02 \x01(\t\"\x8e\x02\n\x06Subnet\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x12\n\nproject_id\x18\x03 \x01(\t\x12\x12\n\nnetwork_id\x18\x04 \x01(\t\x12\x0c\n\x04\x63idr\x18\x05 \x01(\t\x12\x12\n\ngateway_ip\x18\x06 \x01(\t\x12\x0c\n\x04\x64hcp\x18\x07 \x01(\x08\x12&\n\x05pools\x18\x08 \x03(\x0b\x32\x17.skyrack.v1.AddressPool\x12\x13\n\x0b\x64ns_servers\x18\t \x03(\t\x12%\n\x06routes\x18\n \x03(\x0b\x32\x15.skyrack.v1.HostRoute\x12.\n\ncreated_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x86\x02\n\x13\x43reateSubnetRequest\x12\x12\n\nnetwork_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0c\n\x04\x63idr\x18\x03 \x01(\t\x12\x17\n\ngateway_ip\x18\x04 \x01(\tH\x00\x88\x01\x01\x12\x11\n\x04\x64hcp\x18\x05 \x01(\x08H\x01\x88\x01\x01\x12&\n\x05pools\x18\x06 \x03(\x0b\x32\x17.skyrack.v1.AddressPool\x12\x13\n\x0b\x64ns_servers\x18\x07 \x03(\t\x12%\n\x06routes\x18\x08 \x03(\x0b\x32\x15.skyrack.v1.HostRoute\x12\x17\n\x0fidempotency_key\x18\t \x01(\tB\r\n\x0b_gateway_ipB\x07\n\x05_dhcp\"%\n\x10GetSubnetRequest\x12\x11\n\tsubnet_id\x18\x01 \x01(\t\"]\n\x12ListSubnetsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x12\n\nnetwork_id\x18\x04 \x01(\t\"S\n\x13ListSubnetsResponse\x12#\n\x07subnets\x18\x01 \x03(\x0b\x32\x12.skyrack.v1.Subnet\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xb5\x01\n\x13UpdateSubnetRequest\x12\x11\n\tsubnet_id\x18\x01 \x01(\t\x12\x11\n\x04name\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x13\n\x0b\x64ns_servers\x18\x03 \x03(\t\x12\x1b\n\x13replace_dns_servers\x18\x04 \x01(\x08\x12%\n\x06routes\x18\x05 \x03(\x0b\x32\x15.skyrack.v1.HostRoute\x12\x16\n\x0ereplace_routes\x18\x06 \x01(\x08\x42\x07\n\x05_name\"(\n\x13\x44\x65leteSubnetRequest\x12\x11\n\tsubnet_id\x18\x01 \x01(\t\"\'\n\x06PortIp\x12\x11\n\tsubnet_id\x18\x01 \x01(\t\x12\n\n\x02ip\x18\x02 \x01(\t\"\xd9\x02\n\x04Port\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x12\n\nproject_id\x18\x03 \x01(\t\x12\x12\n\nnetwork_id\x18\x04 \x01(\t\x12\x0b\n\x03mac\x18\x05 \x01(\t\x12%\n\tfixed_ips\x18\x06 \x03(\x0b\x32\x12.skyrack.v1.PortIp\x12\x1a\n\x12security_group_ids\x18\x07 \x03(\t\x12\x15\n\rport_security\x18\x08 \x01(\x08\x12\x11\n\tserver_id\x18\t \x01(\t\x12\x11\n\trouter_id\x18\n \x01(\t\x12$\n\x05state\x18\x0b \x01(\x0e\x32\x15.skyrack.v1.PortState\x12\x0c\n\x04node\x18\x0c \x01(\t\x12\x0f\n\x07purpose\x18\r \x01(\t\x12.\n\ncreated_at\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x66\x61ult\x18\x0f \x01(\t\"\xcc\x01\n\x11\x43reatePortRequest\x12\x12\n\nnetwork_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12%\n\tfixed_ips\x18\x03 \x03(\x0b\x32\x12.skyrack.v1.PortIp\x12\x1a\n\x12security_group_ids\x18\x04 \x03(\t\x12\x1a\n\rport_security\x18\x05 \x01(\x08H\x00\x88\x01\x01\x12\x0b\n\x03mac\x18\x06 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x07 \x01(\tB\x10\n\x0e_port_security\"!\n\x0eGetPortRequest\x12\x0f\n\x07port_id\x18\x01 \x01(\t\"n\n\x10ListPortsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x12\n\nnetwork_id\x18\x04 \x01(\t\x12\x11\n\tserver_id\x18\x05 \x01(\t\"M\n\x11ListPortsResponse\x12\x1f\n\x05ports\x18\x01 \x03(\x0b\x32\x10.skyrack.v1.Port\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xab\x01\n\x11UpdatePortRequest\x12\x0f\n\x07port_id\x18\x01 \x01(\t\x12\x11\n\x04name\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x1a\n\x12security_group_ids\x18\x03 \x03(\t\x12\x1f\n\x17replace_security_groups\x18\x04 \x01(\x08\x12\x1a\n\rport_security\x18\x05 \x01(\x08H\x01\x88\x01\x01\x42\x07\n\x05_nameB\x10\n\x0e_port_security\"$\n\x11\x44\x65letePortRequest\x12\x0f\n\x07port_id\x18\x01 \x01(\t*\x7f\n\tPortState\x12\x1a\n\x16PORT_STATE_UNSPECIFIED\x10\x00\x12\x13\n\x0fPORT_STATE_DOWN\x10\x01\x12\x14\n\x10PORT_STATE_BUILD\x10\x02\x12\x15\n\x11PORT_STATE_ACTIVE\x10\x03\x12\x14\n\x10PORT_STATE_ERROR\x10\x04\x32\xa8\x08\n\x0eNetworkService\x12\x46\n\rCreateNetwork\x12 .skyrack.v1.CreateNetworkRequest\x1a\x13.skyrack.v1.Network\x12@\n\nGetNetwork\x12\x1d.skyrack.v1.GetNetworkRequest\x1a\x13.skyrack.v1.Network\x12Q\n\x0cListNetworks\x12\x1f.skyrack.v1.ListNetworksRequest\x1a .skyrack.v1.ListNetworksResponse\x12\x46\n\rUpdateNetwork\x12 .skyrack.v1.UpdateNetworkRequest\x1a\x13.skyrack.v1.Network\x12I\n\rDeleteNetwork\x12 .skyrack.v1.DeleteNetworkRequest\x1a\x16.google.protobuf.Empty\x12\x43\n\x0c\x43reateSubnet\x12\x1f.skyrack.v1.CreateSubnetRequest\x1a\x12.skyrack.v1.Subnet\x12=\n\tGetSubnet\x12\x1c.skyrack.v1.GetSubnetRequest\x1a\x12.skyrack.v1.Subnet\x12N\n\x0bListSubnets\x12\x1e.skyrack.v1.ListSubnetsRequest\x1a\x1f.skyrack.v1.ListSubnetsResponse\x12\x43\n\x0cUpdateSubnet\x12\x1f.skyrack.v1.UpdateSubnetRequest\x1a\x12.skyrack.v1.Subnet\x12G\n\x0c\x44\x65leteSubnet\x12\x1f.skyrack.v1.DeleteSubnetRequest\x1a\x16.google.protobuf.Empty\x12=\n\nCreatePort\x12\x1d.skyrack.v1.CreatePortRequest\x1a\x10.skyrack.v1.Port\x12\x37\n\x07GetPort\x12\x1a.skyrack.v1.GetPortRequest\x1a\x10.skyrack.v1.Port\x12H\n\tListPorts\x12\x1c.skyrack.v1.ListPortsRequest\x1a\x1d.skyrack.v1.ListPortsResponse\x12=\n\nUpdatePort\x12\x1d.skyrack.v1.UpdatePortRequest\x1a\x10.skyrack.v1.Port\x12\x43\n\nDeletePort\x12\x1d.skyrack.v1.DeletePortRequest\x1a\x16.google.protobuf.Emptyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18skyrack/v1/network.proto\x12\nskyrack.v1\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb7\x01\n\x07Network\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x12\n\nproject_id\x18\x03 \x01(\t\x12\x0e\n\x06shared\x18\x04 \x01(\x08\x12\x10\n\x08\x65xternal\x18\x05 \x01(\x08\x12\x0b\n\x03mtu\x18\x06 \x01(\r\x12\x0b\n\x03vni\x18\x07 \x01(\r\x12\x12\n\nsubnet_ids\x18\x08 \x03(\t\x12.\n\ncreated_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"_\n\x14\x43reateNetworkRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06shared\x18\x02 \x01(\x08\x12\x10\n\x08\x65xternal\x18\x03 \x01(\x08\x12\x17\n\x0fidempotency_key\x18\x04 \x01(\t\"\'\n\x11GetNetworkRequest\x12\x12\n\nnetwork_id\x18\x01 \x01(\t\"\x84\x01\n\x13ListNetworksRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x15\n\x08\x65xternal\x18\x04 \x01(\x08H\x00\x88\x01\x01\x12\x14\n\x0c\x61ll_projects\x18\x05 \x01(\x08\x42\x0b\n\t_external\"V\n\x14ListNetworksResponse\x12%\n\x08networks\x18\x01 \x03(\x0b\x32\x13.skyrack.v1.Network\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"f\n\x14UpdateNetworkRequest\x12\x12\n\nnetwork_id\x18\x01 \x01(\t\x12\x11\n\x04name\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x13\n\x06shared\x18\x03 \x01(\x08H\x01\x88\x01\x01\x42\x07\n\x05_nameB\t\n\x07_shared\"*\n\x14\x44\x65leteNetworkRequest\x12\x12\n\nnetwork_id\x18\x01 \x01(\t\"*\n\x0b\x41\x64\x64ressPool\x12\r\n\x05\x66irst\x18\x01 \x01(\t\x12\x0c\n\x04last\x18\x02 \x01(\t\"1\n\tHostRoute\x12\x13\n\x0b\x64\x65stination\x18\x01 \x01(\t\x12\x0f\n\x07nexthop\x18\x02 \x01(\t\"\x8e\x02\n\x06Subnet\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x12\n\nproject_id\x18\x03 \x01(\t\x12\x12\n\nnetwork_id\x18\x04 \x01(\t\x12\x0c\n\x04\x63idr\x18\x05 \x01(\t\x12\x12\n\ngateway_ip\x18\x06 \x01(\t\x12\x0c\n\x04\x64hcp\x18\x07 \x01(\x08\x12&\n\x05pools\x18\x08 \x03(\x0b\x32\x17.skyrack.v1.AddressPool\x12\x13\n\x0b\x64ns_servers\x18\t \x03(\t\x12%\n\x06routes\x18\n \x03(\x0b\x32\x15.skyrack.v1.HostRoute\x12.\n\ncreated_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x86\x02\n\x13\x43reateSubnetRequest\x12\x12\n\nnetwork_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0c\n\x04\x63idr\x18\x03 \x01(\t\x12\x17\n\ngateway_ip\x18\x04 \x01(\tH\x00\x88\x01\x01\x12\x11\n\x04\x64hcp\x18\x05 \x01(\x08H\x01\x88\x01\x01\x12&\n\x05pools\x18\x06 \x03(\x0b\x32\x17.skyrack.v1.AddressPool\x12\x13\n\x0b\x64ns_servers\x18\x07 \x03(\t\x12%\n\x06routes\x18\x08 \x03(\x0b\x32\x15.skyrack.v1.HostRoute\x12\x17\n\x0fidempotency_key\x18\t \x01(\tB\r\n\x0b_gateway_ipB\x07\n\x05_dhcp\"%\n\x10GetSubnetRequest\x12\x11\n\tsubnet_id\x18\x01 \x01(\t\"s\n\x12ListSubnetsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x12\n\nnetwork_id\x18\x04 \x01(\t\x12\x14\n\x0c\x61ll_projects\x18\x05 \x01(\x08\"S\n\x13ListSubnetsResponse\x12#\n\x07subnets\x18\x01 \x03(\x0b\x32\x12.skyrack.v1.Subnet\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xb5\x01\n\x13UpdateSubnetRequest\x12\x11\n\tsubnet_id\x18\x01 \x01(\t\x12\x11\n\x04name\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x13\n\x0b\x64ns_servers\x18\x03 \x03(\t\x12\x1b\n\x13replace_dns_servers\x18\x04 \x01(\x08\x12%\n\x06routes\x18\x05 \x03(\x0b\x32\x15.skyrack.v1.HostRoute\x12\x16\n\x0ereplace_routes\x18\x06 \x01(\x08\x42\x07\n\x05_name\"(\n\x13\x44\x65leteSubnetRequest\x12\x11\n\tsubnet_id\x18\x01 \x01(\t\"\'\n\x06PortIp\x12\x11\n\tsubnet_id\x18\x01 \x01(\t\x12\n\n\x02ip\x18\x02 \x01(\t\"\xd9\x02\n\x04Port\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x12\n\nproject_id\x18\x03 \x01(\t\x12\x12\n\nnetwork_id\x18\x04 \x01(\t\x12\x0b\n\x03mac\x18\x05 \x01(\t\x12%\n\tfixed_ips\x18\x06 \x03(\x0b\x32\x12.skyrack.v1.PortIp\x12\x1a\n\x12security_group_ids\x18\x07 \x03(\t\x12\x15\n\rport_security\x18\x08 \x01(\x08\x12\x11\n\tserver_id\x18\t \x01(\t\x12\x11\n\trouter_id\x18\n \x01(\t\x12$\n\x05state\x18\x0b \x01(\x0e\x32\x15.skyrack.v1.PortState\x12\x0c\n\x04node\x18\x0c \x01(\t\x12\x0f\n\x07purpose\x18\r \x01(\t\x12.\n\ncreated_at\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x66\x61ult\x18\x0f \x01(\t\"\xcc\x01\n\x11\x43reatePortRequest\x12\x12\n\nnetwork_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12%\n\tfixed_ips\x18\x03 \x03(\x0b\x32\x12.skyrack.v1.PortIp\x12\x1a\n\x12security_group_ids\x18\x04 \x03(\t\x12\x1a\n\rport_security\x18\x05 \x01(\x08H\x00\x88\x01\x01\x12\x0b\n\x03mac\x18\x06 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x07 \x01(\tB\x10\n\x0e_port_security\"!\n\x0eGetPortRequest\x12\x0f\n\x07port_id\x18\x01 \x01(\t\"\x84\x01\n\x10ListPortsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x12\n\nnetwork_id\x18\x04 \x01(\t\x12\x11\n\tserver_id\x18\x05 \x01(\t\x12\x14\n\x0c\x61ll_projects\x18\x06 \x01(\x08\"M\n\x11ListPortsResponse\x12\x1f\n\x05ports\x18\x01 \x03(\x0b\x32\x10.skyrack.v1.Port\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xab\x01\n\x11UpdatePortRequest\x12\x0f\n\x07port_id\x18\x01 \x01(\t\x12\x11\n\x04name\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x1a\n\x12security_group_ids\x18\x03 \x03(\t\x12\x1f\n\x17replace_security_groups\x18\x04 \x01(\x08\x12\x1a\n\rport_security\x18\x05 \x01(\x08H\x01\x88\x01\x01\x42\x07\n\x05_nameB\x10\n\x0e_port_security\"$\n\x11\x44\x65letePortRequest\x12\x0f\n\x07port_id\x18\x01 \x01(\t*\x7f\n\tPortState\x12\x1a\n\x16PORT_STATE_UNSPECIFIED\x10\x00\x12\x13\n\x0fPORT_STATE_DOWN\x10\x01\x12\x14\n\x10PORT_STATE_BUILD\x10\x02\x12\x15\n\x11PORT_STATE_ACTIVE\x10\x03\x12\x14\n\x10PORT_STATE_ERROR\x10\x04\x32\xa8\x08\n\x0eNetworkService\x12\x46\n\rCreateNetwork\x12 .skyrack.v1.CreateNetworkRequest\x1a\x13.skyrack.v1.Network\x12@\n\nGetNetwork\x12\x1d.skyrack.v1.GetNetworkRequest\x1a\x13.skyrack.v1.Network\x12Q\n\x0cListNetworks\x12\x1f.skyrack.v1.ListNetworksRequest\x1a .skyrack.v1.ListNetworksResponse\x12\x46\n\rUpdateNetwork\x12 .skyrack.v1.UpdateNetworkRequest\x1a\x13.skyrack.v1.Network\x12I\n\rDeleteNetwork\x12 .skyrack.v1.DeleteNetworkRequest\x1a\x16.google.protobuf.Empty\x12\x43\n\x0c\x43reateSubnet\x12\x1f.skyrack.v1.CreateSubnetRequest\x1a\x12.skyrack.v1.Subnet\x12=\n\tGetSubnet\x12\x1c.skyrack.v1.GetSubnetRequest\x1a\x12.skyrack.v1.Subnet\x12N\n\x0bListSubnets\x12\x1e.skyrack.v1.ListSubnetsRequest\x1a\x1f.skyrack.v1.ListSubnetsResponse\x12\x43\n\x0cUpdateSubnet\x12\x1f.skyrack.v1.UpdateSubnetRequest\x1a\x12.skyrack.v1.Subnet\x12G\n\x0c\x44\x65leteSubnet\x12\x1f.skyrack.v1.DeleteSubnetRequest\x1a\x16.google.protobuf.Empty\x12=\n\nCreatePort\x12\x1d.skyrack.v1.CreatePortRequest\x1a\x10.skyrack.v1.Port\x12\x37\n\x07GetPort\x12\x1a.skyrack.v1.GetPortRequest\x1a\x10.skyrack.v1.Port\x12H\n\tListPorts\x12\x1c.skyrack.v1.ListPortsRequest\x1a\x1d.skyrack.v1.ListPortsResponse\x12=\n\nUpdatePort\x12\x1d.skyrack.v1.UpdatePortRequest\x1a\x10.skyrack.v1.Port\x12\x43\n\nDeletePort\x12\x1d.skyrack.v1.DeletePortRequest\x1a\x16.google.protobuf.Emptyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'skyrack.v1.network_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PORTSTATE']._serialized_start=2886
-  _globals['_PORTSTATE']._serialized_end=3013
+  _globals['_PORTSTATE']._serialized_start=2954
+  _globals['_PORTSTATE']._serialized_end=3081
   _globals['_NETWORK']._serialized_start=103
   _globals['_NETWORK']._serialized_end=286
   _globals['_CREATENETWORKREQUEST']._serialized_start=288
   _globals['_CREATENETWORKREQUEST']._serialized_end=383
   _globals['_GETNETWORKREQUEST']._serialized_start=385
   _globals['_GETNETWORKREQUEST']._serialized_end=424
-  _globals['_LISTNETWORKSREQUEST']._serialized_start=426
-  _globals['_LISTNETWORKSREQUEST']._serialized_end=536
-  _globals['_LISTNETWORKSRESPONSE']._serialized_start=538
-  _globals['_LISTNETWORKSRESPONSE']._serialized_end=624
-  _globals['_UPDATENETWORKREQUEST']._serialized_start=626
-  _globals['_UPDATENETWORKREQUEST']._serialized_end=728
-  _globals['_DELETENETWORKREQUEST']._serialized_start=730
-  _globals['_DELETENETWORKREQUEST']._serialized_end=772
-  _globals['_ADDRESSPOOL']._serialized_start=774
-  _globals['_ADDRESSPOOL']._serialized_end=816
-  _globals['_HOSTROUTE']._serialized_start=818
-  _globals['_HOSTROUTE']._serialized_end=867
-  _globals['_SUBNET']._serialized_start=870
-  _globals['_SUBNET']._serialized_end=1140
-  _globals['_CREATESUBNETREQUEST']._serialized_start=1143
-  _globals['_CREATESUBNETREQUEST']._serialized_end=1405
-  _globals['_GETSUBNETREQUEST']._serialized_start=1407
-  _globals['_GETSUBNETREQUEST']._serialized_end=1444
-  _globals['_LISTSUBNETSREQUEST']._serialized_start=1446
-  _globals['_LISTSUBNETSREQUEST']._serialized_end=1539
-  _globals['_LISTSUBNETSRESPONSE']._serialized_start=1541
-  _globals['_LISTSUBNETSRESPONSE']._serialized_end=1624
-  _globals['_UPDATESUBNETREQUEST']._serialized_start=1627
-  _globals['_UPDATESUBNETREQUEST']._serialized_end=1808
-  _globals['_DELETESUBNETREQUEST']._serialized_start=1810
-  _globals['_DELETESUBNETREQUEST']._serialized_end=1850
-  _globals['_PORTIP']._serialized_start=1852
-  _globals['_PORTIP']._serialized_end=1891
-  _globals['_PORT']._serialized_start=1894
-  _globals['_PORT']._serialized_end=2239
-  _globals['_CREATEPORTREQUEST']._serialized_start=2242
-  _globals['_CREATEPORTREQUEST']._serialized_end=2446
-  _globals['_GETPORTREQUEST']._serialized_start=2448
-  _globals['_GETPORTREQUEST']._serialized_end=2481
-  _globals['_LISTPORTSREQUEST']._serialized_start=2483
-  _globals['_LISTPORTSREQUEST']._serialized_end=2593
-  _globals['_LISTPORTSRESPONSE']._serialized_start=2595
-  _globals['_LISTPORTSRESPONSE']._serialized_end=2672
-  _globals['_UPDATEPORTREQUEST']._serialized_start=2675
-  _globals['_UPDATEPORTREQUEST']._serialized_end=2846
-  _globals['_DELETEPORTREQUEST']._serialized_start=2848
-  _globals['_DELETEPORTREQUEST']._serialized_end=2884
-  _globals['_NETWORKSERVICE']._serialized_start=3016
-  _globals['_NETWORKSERVICE']._serialized_end=4080
+  _globals['_LISTNETWORKSREQUEST']._serialized_start=427
+  _globals['_LISTNETWORKSREQUEST']._serialized_end=559
+  _globals['_LISTNETWORKSRESPONSE']._serialized_start=561
+  _globals['_LISTNETWORKSRESPONSE']._serialized_end=647
+  _globals['_UPDATENETWORKREQUEST']._serialized_start=649
+  _globals['_UPDATENETWORKREQUEST']._serialized_end=751
+  _globals['_DELETENETWORKREQUEST']._serialized_start=753
+  _globals['_DELETENETWORKREQUEST']._serialized_end=795
+  _globals['_ADDRESSPOOL']._serialized_start=797
+  _globals['_ADDRESSPOOL']._serialized_end=839
+  _globals['_HOSTROUTE']._serialized_start=841
+  _globals['_HOSTROUTE']._serialized_end=890
+  _globals['_SUBNET']._serialized_start=893
+  _globals['_SUBNET']._serialized_end=1163
+  _globals['_CREATESUBNETREQUEST']._serialized_start=1166
+  _globals['_CREATESUBNETREQUEST']._serialized_end=1428
+  _globals['_GETSUBNETREQUEST']._serialized_start=1430
+  _globals['_GETSUBNETREQUEST']._serialized_end=1467
+  _globals['_LISTSUBNETSREQUEST']._serialized_start=1469
+  _globals['_LISTSUBNETSREQUEST']._serialized_end=1584
+  _globals['_LISTSUBNETSRESPONSE']._serialized_start=1586
+  _globals['_LISTSUBNETSRESPONSE']._serialized_end=1669
+  _globals['_UPDATESUBNETREQUEST']._serialized_start=1672
+  _globals['_UPDATESUBNETREQUEST']._serialized_end=1853
+  _globals['_DELETESUBNETREQUEST']._serialized_start=1855
+  _globals['_DELETESUBNETREQUEST']._serialized_end=1895
+  _globals['_PORTIP']._serialized_start=1897
+  _globals['_PORTIP']._serialized_end=1936
+  _globals['_PORT']._serialized_start=1939
+  _globals['_PORT']._serialized_end=2284
+  _globals['_CREATEPORTREQUEST']._serialized_start=2287
+  _globals['_CREATEPORTREQUEST']._serialized_end=2491
+  _globals['_GETPORTREQUEST']._serialized_start=2493
+  _globals['_GETPORTREQUEST']._serialized_end=2526
+  _globals['_LISTPORTSREQUEST']._serialized_start=2529
+  _globals['_LISTPORTSREQUEST']._serialized_end=2661
+  _globals['_LISTPORTSRESPONSE']._serialized_start=2663
+  _globals['_LISTPORTSRESPONSE']._serialized_end=2740
+  _globals['_UPDATEPORTREQUEST']._serialized_start=2743
+  _globals['_UPDATEPORTREQUEST']._serialized_end=2914
+  _globals['_DELETEPORTREQUEST']._serialized_start=2916
+  _globals['_DELETEPORTREQUEST']._serialized_end=2952
+  _globals['_NETWORKSERVICE']._serialized_start=3084
+  _globals['_NETWORKSERVICE']._serialized_end=4148
 # @@protoc_insertion_point(module_scope)

@@ -155,10 +155,12 @@ class ListNetworksRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     EXTERNAL_FIELD_NUMBER: _builtins.int
+    ALL_PROJECTS_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     page_token: _builtins.str
     name: _builtins.str
     external: _builtins.bool
+    all_projects: _builtins.bool
     def __init__(
         self,
         *,
@@ -166,10 +168,11 @@ class ListNetworksRequest(_message.Message):
         page_token: _builtins.str = ...,
         name: _builtins.str = ...,
         external: _builtins.bool | None = ...,
+        all_projects: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_external", b"_external", "external", b"external"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_external", b"_external", "external", b"external", "name", b"name", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_external", b"_external", "all_projects", b"all_projects", "external", b"external", "name", b"name", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__external: _TypeAlias = _typing.Literal["external"]  # noqa: Y015
     _WhichOneofArgType__external: _TypeAlias = _typing.Literal["_external", b"_external"]  # noqa: Y015
@@ -434,10 +437,12 @@ class ListSubnetsRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     NETWORK_ID_FIELD_NUMBER: _builtins.int
+    ALL_PROJECTS_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     page_token: _builtins.str
     name: _builtins.str
     network_id: _builtins.str
+    all_projects: _builtins.bool
     def __init__(
         self,
         *,
@@ -445,10 +450,11 @@ class ListSubnetsRequest(_message.Message):
         page_token: _builtins.str = ...,
         name: _builtins.str = ...,
         network_id: _builtins.str = ...,
+        all_projects: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "network_id", b"network_id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all_projects", b"all_projects", "name", b"name", "network_id", b"network_id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -698,11 +704,13 @@ class ListPortsRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     NETWORK_ID_FIELD_NUMBER: _builtins.int
     SERVER_ID_FIELD_NUMBER: _builtins.int
+    ALL_PROJECTS_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     page_token: _builtins.str
     name: _builtins.str
     network_id: _builtins.str
     server_id: _builtins.str
+    all_projects: _builtins.bool
     def __init__(
         self,
         *,
@@ -711,10 +719,11 @@ class ListPortsRequest(_message.Message):
         name: _builtins.str = ...,
         network_id: _builtins.str = ...,
         server_id: _builtins.str = ...,
+        all_projects: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "network_id", b"network_id", "page_size", b"page_size", "page_token", b"page_token", "server_id", b"server_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all_projects", b"all_projects", "name", b"name", "network_id", b"network_id", "page_size", b"page_size", "page_token", b"page_token", "server_id", b"server_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -160,7 +160,8 @@ class NetworkServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListSubnets(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """of the networks that ListNetworks gives
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')

@@ -44,6 +44,7 @@ class NetworkServiceStub:
     CreateSubnet: _grpc.UnaryUnaryMultiCallable[_network_pb2.CreateSubnetRequest, _network_pb2.Subnet]
     GetSubnet: _grpc.UnaryUnaryMultiCallable[_network_pb2.GetSubnetRequest, _network_pb2.Subnet]
     ListSubnets: _grpc.UnaryUnaryMultiCallable[_network_pb2.ListSubnetsRequest, _network_pb2.ListSubnetsResponse]
+    """of the networks that ListNetworks gives"""
     UpdateSubnet: _grpc.UnaryUnaryMultiCallable[_network_pb2.UpdateSubnetRequest, _network_pb2.Subnet]
     DeleteSubnet: _grpc.UnaryUnaryMultiCallable[_network_pb2.DeleteSubnetRequest, _empty_pb2.Empty]
     CreatePort: _grpc.UnaryUnaryMultiCallable[_network_pb2.CreatePortRequest, _network_pb2.Port]
@@ -65,6 +66,7 @@ class NetworkServiceAsyncStub(NetworkServiceStub):
     CreateSubnet: _aio.UnaryUnaryMultiCallable[_network_pb2.CreateSubnetRequest, _network_pb2.Subnet]  # type: ignore[assignment]
     GetSubnet: _aio.UnaryUnaryMultiCallable[_network_pb2.GetSubnetRequest, _network_pb2.Subnet]  # type: ignore[assignment]
     ListSubnets: _aio.UnaryUnaryMultiCallable[_network_pb2.ListSubnetsRequest, _network_pb2.ListSubnetsResponse]  # type: ignore[assignment]
+    """of the networks that ListNetworks gives"""
     UpdateSubnet: _aio.UnaryUnaryMultiCallable[_network_pb2.UpdateSubnetRequest, _network_pb2.Subnet]  # type: ignore[assignment]
     DeleteSubnet: _aio.UnaryUnaryMultiCallable[_network_pb2.DeleteSubnetRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     CreatePort: _aio.UnaryUnaryMultiCallable[_network_pb2.CreatePortRequest, _network_pb2.Port]  # type: ignore[assignment]
@@ -130,7 +132,8 @@ class NetworkServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _network_pb2.ListSubnetsRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_network_pb2.ListSubnetsResponse, _abc.Awaitable[_network_pb2.ListSubnetsResponse]]: ...
+    ) -> _typing.Union[_network_pb2.ListSubnetsResponse, _abc.Awaitable[_network_pb2.ListSubnetsResponse]]:
+        """of the networks that ListNetworks gives"""
 
     @_abc_1.abstractmethod
     def UpdateSubnet(

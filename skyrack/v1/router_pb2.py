@@ -27,17 +27,17 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from skyrack.v1 import network_pb2 as skyrack_dot_v1_dot_network__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17skyrack/v1/router.proto\x12\nskyrack.v1\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18skyrack/v1/network.proto\"\xc7\x02\n\x06Router\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x12\n\nproject_id\x18\x03 \x01(\t\x12&\n\x05state\x18\x04 \x01(\x0e\x32\x17.skyrack.v1.RouterState\x12\x1b\n\x13\x65xternal_network_id\x18\x05 \x01(\t\x12\x13\n\x0b\x65xternal_ip\x18\x06 \x01(\t\x12\x0c\n\x04snat\x18\x07 \x01(\x08\x12\x33\n\ninterfaces\x18\x08 \x03(\x0b\x32\x1f.skyrack.v1.RouterInterfaceInfo\x12%\n\x06routes\x18\t \x03(\x0b\x32\x15.skyrack.v1.HostRoute\x12\x0c\n\x04node\x18\n \x01(\t\x12.\n\ncreated_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x66\x61ult\x18\x0c \x01(\t\"E\n\x13RouterInterfaceInfo\x12\x0f\n\x07port_id\x18\x01 \x01(\t\x12\x11\n\tsubnet_id\x18\x02 \x01(\t\x12\n\n\x02ip\x18\x03 \x01(\t\"u\n\x13\x43reateRouterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1b\n\x13\x65xternal_network_id\x18\x02 \x01(\t\x12\x11\n\x04snat\x18\x03 \x01(\x08H\x00\x88\x01\x01\x12\x17\n\x0fidempotency_key\x18\x04 \x01(\tB\x07\n\x05_snat\"%\n\x10GetRouterRequest\x12\x11\n\trouter_id\x18\x01 \x01(\t\"I\n\x12ListRoutersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\"S\n\x13ListRoutersResponse\x12#\n\x07routers\x18\x01 \x03(\x0b\x32\x12.skyrack.v1.Router\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xd9\x01\n\x13UpdateRouterRequest\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12\x11\n\x04name\x18\x02 \x01(\tH\x00\x88\x01\x01\x12 \n\x13\x65xternal_network_id\x18\x03 \x01(\tH\x01\x88\x01\x01\x12\x11\n\x04snat\x18\x04 \x01(\x08H\x02\x88\x01\x01\x12%\n\x06routes\x18\x05 \x03(\x0b\x32\x15.skyrack.v1.HostRoute\x12\x16\n\x0ereplace_routes\x18\x06 \x01(\x08\x42\x07\n\x05_nameB\x16\n\x14_external_network_idB\x07\n\x05_snat\"(\n\x13\x44\x65leteRouterRequest\x12\x11\n\trouter_id\x18\x01 \x01(\t\"A\n\x19\x41\x64\x64RouterInterfaceRequest\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12\x11\n\tsubnet_id\x18\x02 \x01(\t\"D\n\x1cRemoveRouterInterfaceRequest\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12\x11\n\tsubnet_id\x18\x02 \x01(\t\"\xfa\x01\n\nFloatingIp\x12\n\n\x02id\x18\x01 \x01(\t\x12\x12\n\nproject_id\x18\x02 \x01(\t\x12\x1b\n\x13\x65xternal_network_id\x18\x03 \x01(\t\x12\n\n\x02ip\x18\x04 \x01(\t\x12\x0f\n\x07port_id\x18\x05 \x01(\t\x12\x10\n\x08\x66ixed_ip\x18\x06 \x01(\t\x12\x11\n\trouter_id\x18\x07 \x01(\t\x12*\n\x05state\x18\x08 \x01(\x0e\x32\x1b.skyrack.v1.FloatingIpState\x12.\n\ncreated_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tserver_id\x18\n \x01(\t\"\x7f\n\x17\x43reateFloatingIpRequest\x12\x1b\n\x13\x65xternal_network_id\x18\x01 \x01(\t\x12\x0f\n\x07port_id\x18\x02 \x01(\t\x12\n\n\x02ip\x18\x03 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x04 \x01(\t\x12\x11\n\tserver_id\x18\x05 \x01(\t\".\n\x14GetFloatingIpRequest\x12\x16\n\x0e\x66loating_ip_id\x18\x01 \x01(\t\"K\n\x16ListFloatingIpsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\n\n\x02ip\x18\x03 \x01(\t\"`\n\x17ListFloatingIpsResponse\x12,\n\x0c\x66loating_ips\x18\x01 \x03(\x0b\x32\x16.skyrack.v1.FloatingIp\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"y\n\x17UpdateFloatingIpRequest\x12\x16\n\x0e\x66loating_ip_id\x18\x01 \x01(\t\x12\x14\n\x07port_id\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x16\n\tserver_id\x18\x03 \x01(\tH\x01\x88\x01\x01\x42\n\n\x08_port_idB\x0c\n\n_server_id\"1\n\x17\x44\x65leteFloatingIpRequest\x12\x16\n\x0e\x66loating_ip_id\x18\x01 \x01(\t*\x8b\x01\n\x0bRouterState\x12\x1c\n\x18ROUTER_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11ROUTER_STATE_DOWN\x10\x01\x12\x16\n\x12ROUTER_STATE_BUILD\x10\x02\x12\x17\n\x13ROUTER_STATE_ACTIVE\x10\x03\x12\x16\n\x12ROUTER_STATE_ERROR\x10\x04*\x8b\x01\n\x0f\x46loatingIpState\x12!\n\x1d\x46LOATING_IP_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x46LOATING_IP_STATE_DOWN\x10\x01\x12\x1b\n\x17\x46LOATING_IP_STATE_BUILD\x10\x02\x12\x1c\n\x18\x46LOATING_IP_STATE_ACTIVE\x10\x03\x32\xb3\x07\n\rRouterService\x12\x43\n\x0c\x43reateRouter\x12\x1f.skyrack.v1.CreateRouterRequest\x1a\x12.skyrack.v1.Router\x12=\n\tGetRouter\x12\x1c.skyrack.v1.GetRouterRequest\x1a\x12.skyrack.v1.Router\x12N\n\x0bListRouters\x12\x1e.skyrack.v1.ListRoutersRequest\x1a\x1f.skyrack.v1.ListRoutersResponse\x12\x43\n\x0cUpdateRouter\x12\x1f.skyrack.v1.UpdateRouterRequest\x1a\x12.skyrack.v1.Router\x12G\n\x0c\x44\x65leteRouter\x12\x1f.skyrack.v1.DeleteRouterRequest\x1a\x16.google.protobuf.Empty\x12O\n\x12\x41\x64\x64RouterInterface\x12%.skyrack.v1.AddRouterInterfaceRequest\x1a\x12.skyrack.v1.Router\x12U\n\x15RemoveRouterInterface\x12(.skyrack.v1.RemoveRouterInterfaceRequest\x1a\x12.skyrack.v1.Router\x12O\n\x10\x43reateFloatingIp\x12#.skyrack.v1.CreateFloatingIpRequest\x1a\x16.skyrack.v1.FloatingIp\x12I\n\rGetFloatingIp\x12 .skyrack.v1.GetFloatingIpRequest\x1a\x16.skyrack.v1.FloatingIp\x12Z\n\x0fListFloatingIps\x12\".skyrack.v1.ListFloatingIpsRequest\x1a#.skyrack.v1.ListFloatingIpsResponse\x12O\n\x10UpdateFloatingIp\x12#.skyrack.v1.UpdateFloatingIpRequest\x1a\x16.skyrack.v1.FloatingIp\x12O\n\x10\x44\x65leteFloatingIp\x12#.skyrack.v1.DeleteFloatingIpRequest\x1a\x16.google.protobuf.Emptyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17skyrack/v1/router.proto\x12\nskyrack.v1\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18skyrack/v1/network.proto\"\xc7\x02\n\x06Router\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x12\n\nproject_id\x18\x03 \x01(\t\x12&\n\x05state\x18\x04 \x01(\x0e\x32\x17.skyrack.v1.RouterState\x12\x1b\n\x13\x65xternal_network_id\x18\x05 \x01(\t\x12\x13\n\x0b\x65xternal_ip\x18\x06 \x01(\t\x12\x0c\n\x04snat\x18\x07 \x01(\x08\x12\x33\n\ninterfaces\x18\x08 \x03(\x0b\x32\x1f.skyrack.v1.RouterInterfaceInfo\x12%\n\x06routes\x18\t \x03(\x0b\x32\x15.skyrack.v1.HostRoute\x12\x0c\n\x04node\x18\n \x01(\t\x12.\n\ncreated_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x66\x61ult\x18\x0c \x01(\t\"E\n\x13RouterInterfaceInfo\x12\x0f\n\x07port_id\x18\x01 \x01(\t\x12\x11\n\tsubnet_id\x18\x02 \x01(\t\x12\n\n\x02ip\x18\x03 \x01(\t\"u\n\x13\x43reateRouterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1b\n\x13\x65xternal_network_id\x18\x02 \x01(\t\x12\x11\n\x04snat\x18\x03 \x01(\x08H\x00\x88\x01\x01\x12\x17\n\x0fidempotency_key\x18\x04 \x01(\tB\x07\n\x05_snat\"%\n\x10GetRouterRequest\x12\x11\n\trouter_id\x18\x01 \x01(\t\"_\n\x12ListRoutersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x14\n\x0c\x61ll_projects\x18\x04 \x01(\x08\"S\n\x13ListRoutersResponse\x12#\n\x07routers\x18\x01 \x03(\x0b\x32\x12.skyrack.v1.Router\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xd9\x01\n\x13UpdateRouterRequest\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12\x11\n\x04name\x18\x02 \x01(\tH\x00\x88\x01\x01\x12 \n\x13\x65xternal_network_id\x18\x03 \x01(\tH\x01\x88\x01\x01\x12\x11\n\x04snat\x18\x04 \x01(\x08H\x02\x88\x01\x01\x12%\n\x06routes\x18\x05 \x03(\x0b\x32\x15.skyrack.v1.HostRoute\x12\x16\n\x0ereplace_routes\x18\x06 \x01(\x08\x42\x07\n\x05_nameB\x16\n\x14_external_network_idB\x07\n\x05_snat\"(\n\x13\x44\x65leteRouterRequest\x12\x11\n\trouter_id\x18\x01 \x01(\t\"A\n\x19\x41\x64\x64RouterInterfaceRequest\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12\x11\n\tsubnet_id\x18\x02 \x01(\t\"D\n\x1cRemoveRouterInterfaceRequest\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12\x11\n\tsubnet_id\x18\x02 \x01(\t\"\xfa\x01\n\nFloatingIp\x12\n\n\x02id\x18\x01 \x01(\t\x12\x12\n\nproject_id\x18\x02 \x01(\t\x12\x1b\n\x13\x65xternal_network_id\x18\x03 \x01(\t\x12\n\n\x02ip\x18\x04 \x01(\t\x12\x0f\n\x07port_id\x18\x05 \x01(\t\x12\x10\n\x08\x66ixed_ip\x18\x06 \x01(\t\x12\x11\n\trouter_id\x18\x07 \x01(\t\x12*\n\x05state\x18\x08 \x01(\x0e\x32\x1b.skyrack.v1.FloatingIpState\x12.\n\ncreated_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tserver_id\x18\n \x01(\t\"\x7f\n\x17\x43reateFloatingIpRequest\x12\x1b\n\x13\x65xternal_network_id\x18\x01 \x01(\t\x12\x0f\n\x07port_id\x18\x02 \x01(\t\x12\n\n\x02ip\x18\x03 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x04 \x01(\t\x12\x11\n\tserver_id\x18\x05 \x01(\t\".\n\x14GetFloatingIpRequest\x12\x16\n\x0e\x66loating_ip_id\x18\x01 \x01(\t\"a\n\x16ListFloatingIpsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\n\n\x02ip\x18\x03 \x01(\t\x12\x14\n\x0c\x61ll_projects\x18\x04 \x01(\x08\"`\n\x17ListFloatingIpsResponse\x12,\n\x0c\x66loating_ips\x18\x01 \x03(\x0b\x32\x16.skyrack.v1.FloatingIp\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"y\n\x17UpdateFloatingIpRequest\x12\x16\n\x0e\x66loating_ip_id\x18\x01 \x01(\t\x12\x14\n\x07port_id\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x16\n\tserver_id\x18\x03 \x01(\tH\x01\x88\x01\x01\x42\n\n\x08_port_idB\x0c\n\n_server_id\"1\n\x17\x44\x65leteFloatingIpRequest\x12\x16\n\x0e\x66loating_ip_id\x18\x01 \x01(\t*\x8b\x01\n\x0bRouterState\x12\x1c\n\x18ROUTER_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11ROUTER_STATE_DOWN\x10\x01\x12\x16\n\x12ROUTER_STATE_BUILD\x10\x02\x12\x17\n\x13ROUTER_STATE_ACTIVE\x10\x03\x12\x16\n\x12ROUTER_STATE_ERROR\x10\x04*\x8b\x01\n\x0f\x46loatingIpState\x12!\n\x1d\x46LOATING_IP_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x46LOATING_IP_STATE_DOWN\x10\x01\x12\x1b\n\x17\x46LOATING_IP_STATE_BUILD\x10\x02\x12\x1c\n\x18\x46LOATING_IP_STATE_ACTIVE\x10\x03\x32\xb3\x07\n\rRouterService\x12\x43\n\x0c\x43reateRouter\x12\x1f.skyrack.v1.CreateRouterRequest\x1a\x12.skyrack.v1.Router\x12=\n\tGetRouter\x12\x1c.skyrack.v1.GetRouterRequest\x1a\x12.skyrack.v1.Router\x12N\n\x0bListRouters\x12\x1e.skyrack.v1.ListRoutersRequest\x1a\x1f.skyrack.v1.ListRoutersResponse\x12\x43\n\x0cUpdateRouter\x12\x1f.skyrack.v1.UpdateRouterRequest\x1a\x12.skyrack.v1.Router\x12G\n\x0c\x44\x65leteRouter\x12\x1f.skyrack.v1.DeleteRouterRequest\x1a\x16.google.protobuf.Empty\x12O\n\x12\x41\x64\x64RouterInterface\x12%.skyrack.v1.AddRouterInterfaceRequest\x1a\x12.skyrack.v1.Router\x12U\n\x15RemoveRouterInterface\x12(.skyrack.v1.RemoveRouterInterfaceRequest\x1a\x12.skyrack.v1.Router\x12O\n\x10\x43reateFloatingIp\x12#.skyrack.v1.CreateFloatingIpRequest\x1a\x16.skyrack.v1.FloatingIp\x12I\n\rGetFloatingIp\x12 .skyrack.v1.GetFloatingIpRequest\x1a\x16.skyrack.v1.FloatingIp\x12Z\n\x0fListFloatingIps\x12\".skyrack.v1.ListFloatingIpsRequest\x1a#.skyrack.v1.ListFloatingIpsResponse\x12O\n\x10UpdateFloatingIp\x12#.skyrack.v1.UpdateFloatingIpRequest\x1a\x16.skyrack.v1.FloatingIp\x12O\n\x10\x44\x65leteFloatingIp\x12#.skyrack.v1.DeleteFloatingIpRequest\x1a\x16.google.protobuf.Emptyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'skyrack.v1.router_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROUTERSTATE']._serialized_start=2025
-  _globals['_ROUTERSTATE']._serialized_end=2164
-  _globals['_FLOATINGIPSTATE']._serialized_start=2167
-  _globals['_FLOATINGIPSTATE']._serialized_end=2306
+  _globals['_ROUTERSTATE']._serialized_start=2069
+  _globals['_ROUTERSTATE']._serialized_end=2208
+  _globals['_FLOATINGIPSTATE']._serialized_start=2211
+  _globals['_FLOATINGIPSTATE']._serialized_end=2350
   _globals['_ROUTER']._serialized_start=128
   _globals['_ROUTER']._serialized_end=455
   _globals['_ROUTERINTERFACEINFO']._serialized_start=457
@@ -47,31 +47,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETROUTERREQUEST']._serialized_start=647
   _globals['_GETROUTERREQUEST']._serialized_end=684
   _globals['_LISTROUTERSREQUEST']._serialized_start=686
-  _globals['_LISTROUTERSREQUEST']._serialized_end=759
-  _globals['_LISTROUTERSRESPONSE']._serialized_start=761
-  _globals['_LISTROUTERSRESPONSE']._serialized_end=844
-  _globals['_UPDATEROUTERREQUEST']._serialized_start=847
-  _globals['_UPDATEROUTERREQUEST']._serialized_end=1064
-  _globals['_DELETEROUTERREQUEST']._serialized_start=1066
-  _globals['_DELETEROUTERREQUEST']._serialized_end=1106
-  _globals['_ADDROUTERINTERFACEREQUEST']._serialized_start=1108
-  _globals['_ADDROUTERINTERFACEREQUEST']._serialized_end=1173
-  _globals['_REMOVEROUTERINTERFACEREQUEST']._serialized_start=1175
-  _globals['_REMOVEROUTERINTERFACEREQUEST']._serialized_end=1243
-  _globals['_FLOATINGIP']._serialized_start=1246
-  _globals['_FLOATINGIP']._serialized_end=1496
-  _globals['_CREATEFLOATINGIPREQUEST']._serialized_start=1498
-  _globals['_CREATEFLOATINGIPREQUEST']._serialized_end=1625
-  _globals['_GETFLOATINGIPREQUEST']._serialized_start=1627
-  _globals['_GETFLOATINGIPREQUEST']._serialized_end=1673
-  _globals['_LISTFLOATINGIPSREQUEST']._serialized_start=1675
-  _globals['_LISTFLOATINGIPSREQUEST']._serialized_end=1750
-  _globals['_LISTFLOATINGIPSRESPONSE']._serialized_start=1752
-  _globals['_LISTFLOATINGIPSRESPONSE']._serialized_end=1848
-  _globals['_UPDATEFLOATINGIPREQUEST']._serialized_start=1850
-  _globals['_UPDATEFLOATINGIPREQUEST']._serialized_end=1971
-  _globals['_DELETEFLOATINGIPREQUEST']._serialized_start=1973
-  _globals['_DELETEFLOATINGIPREQUEST']._serialized_end=2022
-  _globals['_ROUTERSERVICE']._serialized_start=2309
-  _globals['_ROUTERSERVICE']._serialized_end=3256
+  _globals['_LISTROUTERSREQUEST']._serialized_end=781
+  _globals['_LISTROUTERSRESPONSE']._serialized_start=783
+  _globals['_LISTROUTERSRESPONSE']._serialized_end=866
+  _globals['_UPDATEROUTERREQUEST']._serialized_start=869
+  _globals['_UPDATEROUTERREQUEST']._serialized_end=1086
+  _globals['_DELETEROUTERREQUEST']._serialized_start=1088
+  _globals['_DELETEROUTERREQUEST']._serialized_end=1128
+  _globals['_ADDROUTERINTERFACEREQUEST']._serialized_start=1130
+  _globals['_ADDROUTERINTERFACEREQUEST']._serialized_end=1195
+  _globals['_REMOVEROUTERINTERFACEREQUEST']._serialized_start=1197
+  _globals['_REMOVEROUTERINTERFACEREQUEST']._serialized_end=1265
+  _globals['_FLOATINGIP']._serialized_start=1268
+  _globals['_FLOATINGIP']._serialized_end=1518
+  _globals['_CREATEFLOATINGIPREQUEST']._serialized_start=1520
+  _globals['_CREATEFLOATINGIPREQUEST']._serialized_end=1647
+  _globals['_GETFLOATINGIPREQUEST']._serialized_start=1649
+  _globals['_GETFLOATINGIPREQUEST']._serialized_end=1695
+  _globals['_LISTFLOATINGIPSREQUEST']._serialized_start=1697
+  _globals['_LISTFLOATINGIPSREQUEST']._serialized_end=1794
+  _globals['_LISTFLOATINGIPSRESPONSE']._serialized_start=1796
+  _globals['_LISTFLOATINGIPSRESPONSE']._serialized_end=1892
+  _globals['_UPDATEFLOATINGIPREQUEST']._serialized_start=1894
+  _globals['_UPDATEFLOATINGIPREQUEST']._serialized_end=2015
+  _globals['_DELETEFLOATINGIPREQUEST']._serialized_start=2017
+  _globals['_DELETEFLOATINGIPREQUEST']._serialized_end=2066
+  _globals['_ROUTERSERVICE']._serialized_start=2353
+  _globals['_ROUTERSERVICE']._serialized_end=3300
 # @@protoc_insertion_point(module_scope)

@@ -25,6 +25,8 @@ from skyrack.v1 import (
     image_pb2,
     network_pb2,
     node_pb2,
+    router_pb2,
+    security_group_pb2,
     server_pb2,
     task_pb2,
     volume_pb2,
@@ -45,6 +47,18 @@ def rack(fake: FakeCloud) -> None:
         server.timeline.add(name=name, since_accepted_ms=ms)
 
 
+# What can be listed of all projects, and its noun.
+LISTED: dict[Any, str] = {
+    network_pb2.Network: "network",
+    network_pb2.Subnet: "subnet",
+    network_pb2.Port: "port",
+    router_pb2.Router: "router",
+    router_pb2.FloatingIp: "floating ip",
+    security_group_pb2.SecurityGroup: "security group",
+    server_pb2.Server: "server",
+    task_pb2.TaskInfo: "task",
+    volume_pb2.Volume: "volume",
+}
 ID = "00000000-0000-0000-0000-00000000000"
 
 
@@ -171,6 +185,22 @@ async def test_networks(skyrack: Command, fake: FakeCloud) -> None:
     for noun, name in (("port", "p"), ("router", "r"), ("subnet", "s"), ("network", "private")):
         assert name in await skyrack.ok(noun, "show", name)
         await skyrack.ok(noun, "delete", name)
+
+
+@pytest.mark.parametrize("message", LISTED, ids=lambda message: message.DESCRIPTOR.name)
+async def test_lists_of_all_projects(skyrack: Command, fake: FakeCloud, message: Any) -> None:
+    for project in ("p1", "p2"):
+        fake.put(message(project_id=project))
+    words = (*LISTED[message].split(), "list")
+    refused = await skyrack(*words, "--all-projects")
+    assert (refused.exit_code, refused.stdout) == (1, "")
+    assert refused.stderr.startswith("error: all_projects needs the role admin; alice has member")
+    fake.role = "admin"
+    own = await skyrack.ok(*words)
+    assert (f"{ID}1" in own, f"{ID}2" in own, "Project" in own) == (True, False, False)
+    assert await skyrack.ok(*words, "--all-projects", "-c", "ID", "-c", "Project") == (
+        f"ID{' ' * 36}Project\n{ID}1  p1\n{ID}2  p2\n"
+    )
 
 
 async def test_security_groups(skyrack: Command, fake: FakeCloud) -> None:

@@ -82,6 +82,7 @@ class FakeCloud:
         self.after: dict[str, list[Fault]] = collections.defaultdict(list)
         self.made: dict[str, Any] = {}
         self.tokens: set[str] = set()
+        self.role = "member"
         self.contents: dict[str, bytes] = {}
         self.page_size_max = 2
         self.server_story: list[Any] = []
@@ -198,6 +199,8 @@ class FakeApi:
             raise errors.NotLeader(self.leader, 7)
         if method not in NO_LOGIN and metadata.get("authorization", "").removeprefix("Bearer ") not in self.cloud.tokens:
             raise errors.Unauthenticated("no valid token")
+        if getattr(request, "all_projects", False) and self.cloud.role != "admin":
+            raise errors.Forbidden("all_projects needs the role admin; alice has member")
         await _fire(self.cloud.before[method])
 
     # ------------------------------------------------------------ what all nouns do
@@ -236,6 +239,7 @@ class FakeApi:
             row
             for row in self.cloud.rows[field.message_type.name].values()
             if not name or name in (getattr(row, "name", ""), getattr(row, "ip", ""))
+            if getattr(request, "all_projects", False) or _seen(row)
         ]
         begin = int(request.page_token or 0)
         end = begin + min(request.page_size or 100, self.cloud.page_size_max)
@@ -261,7 +265,7 @@ class FakeApi:
 
     def _token(self, token: str) -> Any:
         answer = identity_pb2.Token(token=token, user_id="u1", user_name="alice", project_id="p1", project_name="lab")
-        answer.roles.append("member")
+        answer.roles.append(self.cloud.role)
         answer.expires_at.FromDatetime(MADE_AT)
         return answer
 
@@ -462,6 +466,12 @@ async def _fire(faults: list[Fault]) -> None:
         if isinstance(fault, Exception):
             raise fault
         await fault()
+
+
+def _seen(row: Any) -> bool:
+    """By project p1: its own rows, those for everybody, and those of no project, as most are that tests put here."""
+    for_all = any(getattr(row, mark, False) for mark in ("shared", "external", "public"))
+    return for_all or getattr(row, "project_id", "") in ("", "p1")
 
 
 def _values(request: Any) -> list[Any]:

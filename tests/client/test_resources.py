@@ -19,6 +19,7 @@ from skyrack.client import sync as plain
 from skyrack.client.cloud import NOUNS
 from skyrack.client.subnet import AddressPool, HostRoute
 from skyrack.client.wire import to_record
+from skyrack.v1 import network_pb2
 from skyrack.v1 import server_pb2 as pb
 from tests.client.fake_api import MADE_AT, PASSWORD, SERVICES, FakeApi, FakeCloud
 
@@ -90,8 +91,25 @@ async def test_find(cloud: Cloud) -> None:
 
 async def test_of_several_the_own_one_is_found(cloud: Cloud, fake: FakeCloud) -> None:
     own, shared = [await cloud.networks.create("private") for _ in range(2)]
-    fake.rows["Network"][shared.id].project_id = "p2"
+    fake.rows["Network"][shared.id].MergeFrom(network_pb2.Network(project_id="p2", shared=True))
+    assert [row.id async for row in cloud.networks.list()] == [own.id, shared.id]
     assert await cloud.networks.find("private") == own
+
+
+ALL_PROJECTS = ("networks", "subnets", "ports", "routers", "floating_ips", "security_groups", "servers", "volumes")
+
+
+@pytest.mark.parametrize("noun", ALL_PROJECTS)
+async def test_lists_of_all_projects(cloud: Cloud, fake: FakeCloud, noun: str) -> None:
+    collection = getattr(cloud, noun)
+    kind = collection.record.__name__
+    message = next(getattr(proto, kind) for proto, _stubs in SERVICES if hasattr(proto, kind))
+    own, other = [fake.put(message(project_id=project)).id for project in ("p1", "p2")]
+    with pytest.raises(errors.Forbidden):
+        await anext(collection.list(all_projects=True))
+    fake.role = "admin"
+    assert [row.id async for row in collection.list()] == [own]
+    assert [row.id async for row in collection.list(all_projects=True)] == [own, other]
 
 
 async def test_a_name_that_looks_like_an_id(cloud: Cloud) -> None:

@@ -34,7 +34,7 @@ class NetworkService(network_pb2_grpc.NetworkServiceServicer):
     async def ListNetworks(self, request: pb.ListNetworksRequest, context: Context) -> pb.ListNetworksResponse:
         caller = await self._gate.caller(context)
         external = request.external if request.HasField("external") else None
-        found = await self._networks.list(caller, request.name, external, page(request))
+        found = await self._networks.list(caller, request.name, external, request.all_projects, page(request))
         networks = [render_network(caller, n) for n in found.items]
         return pb.ListNetworksResponse(networks=networks, next_page_token=found.next_token)
 
@@ -65,7 +65,7 @@ class NetworkService(network_pb2_grpc.NetworkServiceServicer):
 
     async def ListSubnets(self, request: pb.ListSubnetsRequest, context: Context) -> pb.ListSubnetsResponse:
         caller = await self._gate.caller(context)
-        found = await self._subnets.list(caller, request.name, request.network_id, page(request))
+        found = await self._subnets.list(caller, request.name, request.network_id, request.all_projects, page(request))
         return pb.ListSubnetsResponse(subnets=[render_subnet(s) for s in found.items], next_page_token=found.next_token)
 
     async def UpdateSubnet(self, request: pb.UpdateSubnetRequest, context: Context) -> pb.Subnet:
@@ -100,7 +100,8 @@ class NetworkService(network_pb2_grpc.NetworkServiceServicer):
 
     async def ListPorts(self, request: pb.ListPortsRequest, context: Context) -> pb.ListPortsResponse:
         caller = await self._gate.caller(context)
-        found = await self._ports.list(caller, page(request), request.name, request.network_id, request.server_id)
+        filters = {"name": request.name, "network_id": request.network_id, "server_id": request.server_id}
+        found = await self._ports.list(caller, page(request), request.all_projects, **filters)
         return pb.ListPortsResponse(ports=[render_port(caller, p) for p in found.items], next_page_token=found.next_token)
 
     async def UpdatePort(self, request: pb.UpdatePortRequest, context: Context) -> pb.Port:

@@ -32,7 +32,7 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
 
     async def ListRouters(self, request: pb.ListRoutersRequest, context: Context) -> pb.ListRoutersResponse:
         caller = await self._gate.caller(context)
-        found = await self._routers.list(caller, request.name, page(request))
+        found = await self._routers.list(caller, request.name, request.all_projects, page(request))
         routers = [render_router(caller, r) for r in found.items]
         return pb.ListRoutersResponse(routers=routers, next_page_token=found.next_token)
 
@@ -72,7 +72,7 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
 
     async def ListFloatingIps(self, request: pb.ListFloatingIpsRequest, context: Context) -> pb.ListFloatingIpsResponse:
         caller = await self._gate.caller(context)
-        found = await self._floating_ips.list(caller, request.ip, page(request))
+        found = await self._floating_ips.list(caller, request.ip, request.all_projects, page(request))
         floating_ips = [render_floating_ip(f) for f in found.items]
         return pb.ListFloatingIpsResponse(floating_ips=floating_ips, next_page_token=found.next_token)
 

@@ -31,7 +31,7 @@ class SecurityGroupService(security_group_pb2_grpc.SecurityGroupServiceServicer)
         self, request: pb.ListSecurityGroupsRequest, context: Context
     ) -> pb.ListSecurityGroupsResponse:
         caller = await self._gate.caller(context)
-        found = await self._groups.list(caller, request.name, page(request))
+        found = await self._groups.list(caller, request.name, request.all_projects, page(request))
         groups = [render(g) for g in found.items]
         return pb.ListSecurityGroupsResponse(security_groups=groups, next_page_token=found.next_token)
 

@@ -37,6 +37,8 @@ async def call(api: Api, method: MethodDescriptor, token: str | None, **fields: 
             setattr(request, field.name, fields.get(field.name, UNKNOWN))
         elif field.name == "name":
             request.name = "x"
+        elif field.name == "all_projects":
+            request.all_projects = fields.get(field.name, False)
         elif field.enum_type is not None and not field.is_repeated:
             setattr(request, field.name, 1)
     first = getattr(request, "begin", None)
@@ -86,6 +88,17 @@ async def test_what_is_the_admins_is_nobody_elses(api: Api) -> None:
                 assert code is grpc.StatusCode.PERMISSION_DENIED, (method.full_name, who)
             assert code not in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN), (method.full_name, code)
         assert await call(api, method, api.tokens["admin"]) is not grpc.StatusCode.PERMISSION_DENIED, method.full_name
+
+
+async def test_all_projects_are_the_admins(api: Api) -> None:
+    found = [method for method in methods(api) if "all_projects" in method.input_type.fields_by_name]
+    assert len(found) >= 11
+    for method in found:
+        for who in ("alpha/reader", "alpha/member"):
+            code = await call(api, method, api.tokens[who], all_projects=True)
+            assert code is grpc.StatusCode.PERMISSION_DENIED, (method.full_name, who)
+        if not method.server_streaming:
+            assert await call(api, method, api.tokens["admin"], all_projects=True) is grpc.StatusCode.OK, method.full_name
 
 
 async def test_nobodys_ids_are_not_found(api: Api) -> None:

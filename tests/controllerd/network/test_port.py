@@ -146,8 +146,8 @@ async def test_who_sees_and_uses_what(cloud: Cloud, admin: Caller, member: Calle
     with pytest.raises(InvalidArgument, match="dhcp"):
         await subnets.create(admin, outside.network.id, "", "203.0.113.0/24", ANEW, dhcp=True)
     await subnets.create(admin, outside.network.id, "", "203.0.113.0/24", ANEW)
-    assert {n.network.name for n in (await networks.list(stranger, "", None, Page())).items} == {"shared", "internet"}
-    assert [n.network.name for n in (await networks.list(stranger, "", True, Page())).items] == ["internet"]
+    assert {n.network.name for n in (await networks.list(stranger, "", None, False, Page())).items} == {"shared", "internet"}
+    assert [n.network.name for n in (await networks.list(stranger, "", True, False, Page())).items] == ["internet"]
     with pytest.raises(Forbidden):
         await subnets.create(stranger, shared.network.id, "", "10.6.0.0/24", ANEW)
     with pytest.raises(InvalidArgument, match="external"):
@@ -218,4 +218,4 @@ async def test_retries_make_one(cloud: Cloud, member: Caller) -> None:
     networks, once = Networks(cloud), Once("k", "CreateNetworkRequest", "f")
     first = await networks.create(member, "n", False, False, once)
     assert await networks.create(member, "n", False, False, once) == first
-    assert len((await networks.list(member, "n", None, Page())).items) == 1
+    assert len((await networks.list(member, "n", None, False, Page())).items) == 1

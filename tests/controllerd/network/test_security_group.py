@@ -112,7 +112,7 @@ async def test_bad_rules_name_the_field(cloud: Cloud, member: Caller, protocol, 
 async def test_bad_accounts_are_refused(cloud: Cloud, member: Caller, account: Account) -> None:
     with pytest.raises(SkyrackError):
         await SecurityGroups(cloud).create(member, "g", "", (account,), ANEW)
-    assert not (await SecurityGroups(cloud).list(member, "", Page())).items
+    assert not (await SecurityGroups(cloud).list(member, "", False, Page())).items
 
 
 async def test_accounts_reach_the_servers_of_the_group(cloud: Cloud, member: Caller) -> None:
