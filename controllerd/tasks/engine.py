@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from controllerd.domain.task import DONE, FAILED, RUNNING, UNWINDING, Task
 from controllerd.store import agent_task, event
 from controllerd.store import task as task_store
-from controllerd.store.database import Database, Tx
+from controllerd.store.database import STORE_ERRORS, Database, Tx
 from controllerd.store.event import acting_user
 from controllerd.store.task import TASKS
 from controllerd.tasks.operation import Operation, fault_details
@@ -68,6 +68,8 @@ def _forward(tx: Tx, operation: Operation, task: Task) -> Task:
         if tx.now <= task.deadline:
             return task
         return _begin_unwinding(task, DeadlineExceeded(f"not possible within {operation.deadline_s:g} s: {error.message}"))
+    except STORE_ERRORS:  # the store's own trouble says nothing about the task: nothing of this is kept
+        raise
     except Exception as error:
         return _begin_unwinding(task, error)
     return replace(task, state=DONE, ended_at=tx.now)
@@ -103,6 +105,8 @@ def _backward(tx: Tx, operation: Operation, task: Task) -> Task:
                 tx, f"{task.resource_kind}.task_failed", task.project_id, task.resource_id, task.fault_message,
                 task=task.kind, reason=task.fault_reason,
             )  # fmt: skip
+    except STORE_ERRORS:
+        raise
     except Exception:
         log.exception("an undo raised; it is tried again", extra={"task": task.id, "kind": task.kind, "step": task.step})
         return task
