@@ -1,4 +1,4 @@
-"""A tenant's site: web-1 with a floating IP and a volume, web-2 on another node; looked at from the internet and from inside."""
+"""A tenant's site: web-1 with a floating IP and a volume, web-2 on another node; seen from the internet and from inside."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ def settle(rack: RunningRack, admin: Cloud, directory: Path) -> Tenant:
     network = cloud.networks.create("private")
     subnet = cloud.subnets.create("private", network=network, cidr="192.168.10.0/24")
     router = cloud.routers.create("edge", external_network=cloud.networks.find("public"))
-    router = cloud.routers.add_subnet(router, subnet)
+    router = cloud.routers.wait(cloud.routers.add_subnet(router, subnet), "ACTIVE", deadline_s=60)
     key = directory / "key"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "e2e", "-f", str(key)], check=True)
     keypair = cloud.keypairs.create("mine", public_key=key.with_suffix(".pub").read_text())
