@@ -6,11 +6,8 @@ builds it with a fake machine, its own dialer and clock.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import os
 import sys
-from collections.abc import Coroutine
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
@@ -25,8 +22,7 @@ from computed.report import Reporter, sample_usage
 from computed.session import VERSION, ComputeAgent
 from computed.spec import GIB
 from computed.wire import GrpcBlobSource
-from daemonkit import config, lifecycle, log, metrics
-from daemonkit.errors import ConfigError
+from daemonkit import lifecycle, program
 from daemonkit.ledger import Ledger
 from daemonkit.rpc import Server
 from daemonkit.runtime import Runtime, system_runtime
@@ -112,28 +108,21 @@ def drivers(settings: Config, runtime: Runtime) -> tuple[Hypervisor, Store]:
 async def serve(settings: Config, life: lifecycle.Lifecycle) -> None:
     """Until asked to stop. Guests go on running."""
     runtime = system_runtime()
-    tls = TlsFiles(settings.tls_dir)
-    if tls.identity().node != settings.node:
-        raise ConfigError(f"node is {settings.node!r}, but the certificate is of {tls.identity().node!r}")
+    tls = program.own_tls(settings)
+    settings.data_dir.chmod(0o711)  # QEMU may run as another user: it finds its disks, and can list nothing
     async with AsyncExitStack() as stack:
         hypervisor, store = drivers(settings, runtime)
         stack.callback(store.close)
         ledger = Ledger(settings.data_dir / "ledger" / "ledger.sqlite", runtime)
         await ledger.open()
         stack.push_async_callback(ledger.close)
-        server = Server(runtime.new_id)
-        server.bind(settings.listen, tls.server(clients_must_show_certificate=True))
-        await server.start([])
-        stack.push_async_callback(server.stop)
-        if settings.metrics_listen:
-            metrics.INFO.labels("computed", VERSION).set(1)
-            stack.callback(metrics.serve(settings.metrics_listen).shutdown)
-        computed = Computed(settings, hypervisor, store, ledger, GrpcDialer(tls), runtime, _boot_id())
-        jobs = [computed.run(), metrics.watch_loop_lag()]
+        await program.listen(stack, "computed", VERSION, settings, tls, Server(runtime.new_id), [])
+        computed = Computed(settings, hypervisor, store, ledger, GrpcDialer(tls), runtime, program.boot_id())
+        jobs = [computed.run()]
         if settings.driver == "libvirt":
             nbd_tls.prepare(tls, settings.nbd_tls_dir, settings.qemu_group)
             jobs.append(_renew_nbd_tls(tls, settings))
-        await _until_stopped(jobs, life)
+        await program.until_stopped(life, program.serving, *jobs)
 
 
 async def _renew_nbd_tls(tls: TlsFiles, settings: Config) -> None:
@@ -143,42 +132,8 @@ async def _renew_nbd_tls(tls: TlsFiles, settings: Config) -> None:
         nbd_tls.prepare(tls, settings.nbd_tls_dir, settings.qemu_group)
 
 
-async def _until_stopped(jobs: list[Coroutine[None, None, None]], life: lifecycle.Lifecycle) -> None:
-    async with asyncio.TaskGroup() as group:
-        work = [group.create_task(job) for job in jobs]
-        life.ready("serving")
-        await life.stopping.wait()
-        for task in work:
-            task.cancel()
-
-
-def _boot_id() -> str:
-    """Changes when the machine starts anew."""
-    return BOOT_ID.read_text().strip()
-
-
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="skyrack-computed", description="The agent of a compute node.")
-    parser.add_argument("--config", type=Path, default=Path("/etc/skyrack/computed.toml"))
-    parser.add_argument("--print-config", action="store_true", help="print every option with its default, and end")
-    arguments = parser.parse_args()
-    if arguments.print_config:
-        print(config.describe(Config), end="")
-        return 0
-    os.umask(0o077)  # disks, user data and keys are nobody else's; what QEMU's user must reach is opened one by one
-    try:
-        settings = config.load(Config, arguments.config)
-        settings.for_daemon()
-        log.setup("computed", settings.log_level)
-        data = lifecycle.DataDirectory(settings.data_dir)
-        settings.data_dir.chmod(0o711)  # QEMU may run as another user: it finds its disks, and can list nothing
-    except ConfigError as error:
-        print(f"cannot start: {error.message}", file=sys.stderr)
-        return 1
-    try:
-        return lifecycle.run(lambda life: serve(settings, life))
-    finally:
-        data.close()
+    return program.main("computed", "The agent of a compute node.", Config, serve)
 
 
 if __name__ == "__main__":

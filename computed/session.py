@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from importlib.metadata import version
 
 from computed import wire
 from computed.drivers.base import Hypervisor, Store
@@ -15,7 +16,7 @@ from skyrack.v1 import agent_pb2
 
 log = logging.getLogger(__name__)
 
-VERSION = "0.1.0"
+VERSION = version("skyrack")
 CONSOLE_BYTES_MAX = 1 << 20
 KIND = "server"
 

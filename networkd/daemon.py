@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
-import asyncio
 import ipaddress
 import logging
 import sys
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from daemonkit import config, lifecycle, metrics
-from daemonkit import log as logs
+from daemonkit import config, program
 from daemonkit.config import option
 from daemonkit.errors import ConfigError
 from daemonkit.ledger import Ledger
-from daemonkit.lifecycle import DataDirectory, Lifecycle
+from daemonkit.lifecycle import Lifecycle
 from daemonkit.rpc import Server
 from daemonkit.runtime import Runtime, system_runtime
 from daemonkit.session import Session, SessionSettings
@@ -25,7 +23,7 @@ from networkd.compile import metadata
 from networkd.drivers.base import Answer, Driver
 from networkd.reconcile import Reconciler
 from networkd.report import Reporter
-from networkd.session import NetworkAgent
+from networkd.session import VERSION, NetworkAgent
 from networkd.spec.desired import Node
 
 log = logging.getLogger(__name__)
@@ -68,34 +66,29 @@ class Config:
         except ValueError:
             raise ConfigError(f"vtep must be an IPv4 address, is {self.vtep!r}") from None
 
+    def for_daemon(self) -> None:
+        """Checks what only a real daemon needs. Errors: ConfigError."""
+        if not self.node or not self.vtep:
+            raise ConfigError("node and vtep must be set")
+
 
 async def serve(settings: Config, life: Lifecycle) -> None:
-    """Errors: ConfigError when the machine or the configuration is not fit."""
-    if not settings.node or not settings.vtep:
-        raise ConfigError("node and vtep must be set")
+    """Until told to stop; what was made stays. Errors: ConfigError when the machine is not fit."""
     runtime = system_runtime()
-    lock = DataDirectory(settings.data_dir)
-    tls = TlsFiles(settings.tls_dir)
-    ledger = Ledger(settings.data_dir / "ledger.db", runtime)
-    await ledger.open()
-    external_device = settings.gateway.external_device if settings.gateway.enabled else ""
-    node = Node(settings.node, settings.vtep, settings.underlay_mtu, external_device)
-    server = Server(runtime.new_id)
-    server.bind(settings.listen, tls.server(clients_must_show_certificate=True))
-    rooms = Rooms(settings, node, runtime, ledger, tls)
-    scrape = metrics.serve(settings.metrics_listen) if settings.metrics_listen else None
-    try:
+    tls = program.own_tls(settings)
+    async with AsyncExitStack() as stack:
+        ledger = Ledger(settings.data_dir / "ledger.db", runtime)
+        await ledger.open()
+        stack.push_async_callback(ledger.close)
+        external_device = settings.gateway.external_device if settings.gateway.enabled else ""
+        node = Node(settings.node, settings.vtep, settings.underlay_mtu, external_device)
+        rooms = Rooms(settings, node, runtime, ledger, tls)
+        stack.push_async_callback(rooms.driver.close)
         for warning in await rooms.driver.open():
             log.warning("the machine", extra={"why": warning})
-        await server.start([])
-        await rooms.live(life)
-    finally:
-        if scrape is not None:
-            scrape.shutdown()
-        await server.stop()
-        await rooms.driver.close()
-        await ledger.close()
-        lock.close()
+        await program.listen(stack, "networkd", VERSION, settings, tls, Server(runtime.new_id), [])
+        await rooms.session.restore()  # what was desired before holds before any controller answers
+        await program.until_stopped(life, rooms.standing, rooms.reconciler.run(), rooms.session.run())
 
 
 class Rooms:
@@ -106,20 +99,13 @@ class Rooms:
         reporter = Reporter(lambda objects: self.session.report(objects))
         self.reconciler = Reconciler(self.driver, node, settings.data_dir / "zones.json", reporter)
         agent = NetworkAgent(self.reconciler, reporter, node, settings.listen, gateway=settings.gateway.enabled)
-        boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        where = SessionSettings(settings.node, tuple(settings.controllers), boot_id)
+        where = SessionSettings(settings.node, tuple(settings.controllers), program.boot_id())
         self.session = Session(agent, where, GrpcDialer(tls), ledger, runtime)
 
-    async def live(self, life: Lifecycle) -> None:
-        """Until told to stop. What was desired before holds before any controller answers."""
-        await self.session.restore()
-        async with asyncio.TaskGroup() as group:
-            jobs = [group.create_task(job) for job in (self.reconciler.run(), self.session.run(), metrics.watch_loop_lag())]
-            await self.reconciler.passed.wait()
-            life.ready(f"{len(self.reconciler.desired.ports)} ports, {len(self.reconciler.desired.routers)} routers")
-            await life.stopping.wait()
-            for job in jobs:
-                job.cancel()
+    async def standing(self) -> str:
+        """Waits for the first pass; what stands then."""
+        await self.reconciler.passed.wait()
+        return f"{len(self.reconciler.desired.ports)} ports, {len(self.reconciler.desired.routers)} routers"
 
 
 def _driver(settings: Config, node: Node, runtime: Runtime, answer: Answer) -> Driver:
@@ -132,21 +118,9 @@ def _driver(settings: Config, node: Node, runtime: Runtime, answer: Answer) -> D
     return KernelDriver(runtime, settings.run_dir, node.external_device, answer)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="skyrack-networkd", description="the network agent of a node")
-    parser.add_argument("--config", type=Path, default=Path("/etc/skyrack/networkd.toml"))
-    parser.add_argument("--print-config", action="store_true", help="print every option with its default, and end")
-    options = parser.parse_args()
-    if options.print_config:
-        print(config.describe(Config), end="")
-        return
-    try:
-        settings = config.load(Config, options.config)
-    except ConfigError as error:
-        sys.exit(f"cannot start: {error.message}")
-    logs.setup("networkd", settings.log_level)
-    sys.exit(lifecycle.run(lambda life: serve(settings, life)))
+def main() -> int:
+    return program.main("networkd", "The network agent of a node.", Config, serve)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

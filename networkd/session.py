@@ -13,10 +13,12 @@ from networkd.report import Reporter
 from networkd.spec.desired import Node
 from skyrack.v1 import agent_pb2
 
+VERSION = version("skyrack")
+
 
 class NetworkAgent:
     kind = agent_pb2.AGENT_KIND_NETWORKD
-    version = version("skyrack")
+    version = VERSION
 
     def __init__(self, reconciler: Reconciler, reporter: Reporter, node: Node, listen: str, *, gateway: bool) -> None:
         self._reconciler, self._reporter = reconciler, reporter

@@ -6,14 +6,11 @@ builds it with a fake driver, its own dialer and clock.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import sys
 from contextlib import AsyncExitStack
-from pathlib import Path
 
-from daemonkit import config, lifecycle, log, metrics
-from daemonkit.errors import ConfigError
+from daemonkit import lifecycle, program
 from daemonkit.ledger import Ledger
 from daemonkit.rpc import Server
 from daemonkit.runtime import Runtime, system_runtime
@@ -30,7 +27,6 @@ from storaged.report import Reporter, publish_gauges
 from storaged.session import VERSION, Addresses, StorageAgent
 from storaged.transfer import BlobServicer, GrpcOrigin
 
-BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 BLOB_SERVICE = "skyrack.v1.BlobService"
 
 
@@ -76,9 +72,7 @@ async def volume_driver(settings: Config, tls: TlsFiles, runtime: Runtime, stack
 async def serve(settings: Config, life: lifecycle.Lifecycle) -> None:
     """Until asked to stop. Volumes stay served."""
     runtime = system_runtime()
-    tls = TlsFiles(settings.tls_dir)
-    if tls.identity().node != settings.node:
-        raise ConfigError(f"node is {settings.node!r}, but the certificate is of {tls.identity().node!r}")
+    tls = program.own_tls(settings)
     async with AsyncExitStack() as stack:
         driver = await volume_driver(settings, tls, runtime, stack)
         images = ImageStore(settings.images_dir, settings.images_reserve_mib << 20, runtime)
@@ -91,51 +85,14 @@ async def serve(settings: Config, life: lifecycle.Lifecycle) -> None:
         blobs = BlobServicer(images, runtime)
         stack.callback(blobs.close)
         blob_pb2_grpc.add_BlobServiceServicer_to_server(blobs, server.grpc)
-        server.bind(settings.listen, tls.server(clients_must_show_certificate=True))
-        await server.start([BLOB_SERVICE])
-        stack.push_async_callback(server.stop)
-        if settings.metrics_listen:
-            metrics.INFO.labels("storaged", VERSION).set(1)
-            stack.callback(metrics.serve(settings.metrics_listen).shutdown)
+        await program.listen(stack, "storaged", VERSION, settings, tls, server, [BLOB_SERVICE])
         fetch = GrpcOrigin(images, tls).fetch
-        storaged = Storaged(settings, driver, images, fetch, ledger, GrpcDialer(tls), runtime, _boot_id())
-        await _until_stopped(storaged, life)
-
-
-async def _until_stopped(storaged: Storaged, life: lifecycle.Lifecycle) -> None:
-    async with asyncio.TaskGroup() as group:
-        work = [group.create_task(storaged.run()), group.create_task(metrics.watch_loop_lag())]
-        life.ready("serving")
-        await life.stopping.wait()
-        for task in work:
-            task.cancel()
-
-
-def _boot_id() -> str:
-    """Changes when the machine starts anew."""
-    return BOOT_ID.read_text().strip()
+        storaged = Storaged(settings, driver, images, fetch, ledger, GrpcDialer(tls), runtime, program.boot_id())
+        await program.until_stopped(life, program.serving, storaged.run())
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="skyrack-storaged", description="The agent of a storage node.")
-    parser.add_argument("--config", type=Path, default=Path("/etc/skyrack/storaged.toml"))
-    parser.add_argument("--print-config", action="store_true", help="print every option with its default, and end")
-    arguments = parser.parse_args()
-    if arguments.print_config:
-        print(config.describe(Config), end="")
-        return 0
-    try:
-        settings = config.load(Config, arguments.config)
-        settings.for_daemon()
-        log.setup("storaged", settings.log_level)
-        data = lifecycle.DataDirectory(settings.data_dir)
-    except ConfigError as error:
-        print(f"cannot start: {error.message}", file=sys.stderr)
-        return 1
-    try:
-        return lifecycle.run(lambda life: serve(settings, life))
-    finally:
-        data.close()
+    return program.main("storaged", "The agent of a storage node.", Config, serve)
 
 
 if __name__ == "__main__":

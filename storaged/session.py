@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from importlib.metadata import version
 
 from daemonkit import desired
 from daemonkit.errors import InvalidArgument
@@ -16,7 +17,7 @@ from storaged.wire import GIB
 
 log = logging.getLogger(__name__)
 
-VERSION = "0.1.0"
+VERSION = version("skyrack")
 FREE_STEP_BYTES = 64 << 20  # free space is told in steps, or it would be news at every heartbeat
 
 
