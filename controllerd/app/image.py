@@ -50,9 +50,11 @@ class Images:
         authorise(caller, "image.get")
         return await self._db.read(lambda tx: _seen(tx, caller, image_id))
 
-    async def list(self, caller: Caller, name: str, page: Page) -> PageOf[Image]:
+    async def list(self, caller: Caller, name: str, page: Page, all_projects: bool = False) -> PageOf[Image]:
         authorise(caller, "image.list")
-        return await self._db.read(lambda tx: store.visible(tx, caller.project_id, name, page))
+        if all_projects:
+            authorise(caller, "all_projects")
+        return await self._db.read(lambda tx: store.visible(tx, caller.project_id, all_projects, name, page))
 
     async def update(self, caller: Caller, image_id: str, **changes: str | int | bool) -> Image:
         """`changes`: name, public, min_disk_gib, min_memory_mib."""

@@ -24,10 +24,11 @@ class StorageNode:
     volumes_total_gib: int
 
 
-def visible(tx: Tx, project_id: str, name: str, page: Page) -> PageOf[Image]:
-    """Public ones and the project's own."""
+def visible(tx: Tx, project_id: str, everything: bool, name: str, page: Page) -> PageOf[Image]:
+    """Public ones and the project's own; `everything`: all projects'."""
     condition, values = like_name(name)
-    return IMAGES.page(tx, page, f"(public = 1 OR project_id = ?) AND {condition}", project_id, *values)
+    whose = "1 OR ?" if everything else "public = 1 OR project_id = ?"
+    return IMAGES.page(tx, page, f"({whose}) AND {condition}", project_id, *values)
 
 
 def storage_nodes(tx: Tx) -> Sequence[StorageNode]:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from skyrack.cli.output import Details, Done, Output, Table
+from skyrack.cli.output import Details, Done, Output, Table, whose
 from skyrack.cli.parse import KeyValue, find_all
 from skyrack.cli.progress import byte_bar
-from skyrack.cli.verb import verb
+from skyrack.cli.verb import every_project, verb
 
 if TYPE_CHECKING:
     from skyrack.client import Cloud
@@ -77,8 +77,9 @@ def _format_of(path: Path) -> str:
 
 @verb(image, "list", help="Public images and the project's own.")
 @click.option("--name", default="")
-async def list_images(cloud: Cloud, *, name: str) -> Output:
-    rows = [row async for row in cloud.images.list(name=name)]
+@every_project
+async def list_images(cloud: Cloud, *, name: str, all_projects: bool) -> Output:
+    rows = [row async for row in cloud.images.list(name=name, all_projects=all_projects)]
     columns: dict[str, Any] = {
         "ID": "id",
         "Name": "name",
@@ -87,7 +88,7 @@ async def list_images(cloud: Cloud, *, name: str) -> Output:
         "Size": size,
         "Public": "public",
     }
-    return Table(rows, columns)
+    return Table(rows, whose(columns, all_projects))
 
 
 @verb(image, "show", help="All about one image.")

@@ -73,9 +73,10 @@ class Images(Collection[Image]):
     async def get(self, ref: Ref) -> Image:
         return await self._one("GetImage", pb.GetImageRequest(image_id=id_of(ref)), pb.Image)
 
-    def list(self, *, name: str = "") -> AsyncIterator[Image]:
-        """Public ones and the project's own."""
-        return self._pages("ListImages", pb.ListImagesRequest(name=name), pb.ListImagesResponse, "images")
+    def list(self, *, name: str = "", all_projects: bool = False) -> AsyncIterator[Image]:
+        """Public ones and the project's own. `all_projects`: admins."""
+        request = pb.ListImagesRequest(name=name, all_projects=all_projects)
+        return self._pages("ListImages", request, pb.ListImagesResponse, "images")
 
     async def update(
         self,

@@ -49,6 +49,7 @@ def rack(fake: FakeCloud) -> None:
 
 # What can be listed of all projects, and its noun.
 LISTED: dict[Any, str] = {
+    image_pb2.Image: "image",
     network_pb2.Network: "network",
     network_pb2.Subnet: "subnet",
     network_pb2.Port: "port",

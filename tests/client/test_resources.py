@@ -96,7 +96,7 @@ async def test_of_several_the_own_one_is_found(cloud: Cloud, fake: FakeCloud) ->
     assert await cloud.networks.find("private") == own
 
 
-ALL_PROJECTS = ("networks", "subnets", "ports", "routers", "floating_ips", "security_groups", "servers", "volumes")
+ALL_PROJECTS = ("images", "networks", "subnets", "ports", "routers", "floating_ips", "security_groups", "servers", "volumes")
 
 
 @pytest.mark.parametrize("noun", ALL_PROJECTS)

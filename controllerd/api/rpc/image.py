@@ -55,7 +55,7 @@ class ImageService(image_pb2_grpc.ImageServiceServicer):
 
     async def ListImages(self, request: pb.ListImagesRequest, context: Context) -> pb.ListImagesResponse:
         caller = await self._gate.caller(context)
-        found = await self._images.list(caller, request.name, page(request))
+        found = await self._images.list(caller, request.name, page(request), request.all_projects)
         return pb.ListImagesResponse(images=[render(i) for i in found.items], next_page_token=found.next_token)
 
     async def UpdateImage(self, request: pb.UpdateImageRequest, context: Context) -> pb.Image:
