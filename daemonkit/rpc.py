@@ -45,6 +45,8 @@ DOMAIN = "skyrack"
 MESSAGE_BYTES_MAX = 1000
 VALUE_BYTES_MAX = 200
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+# Calls that change nothing; they are logged only when they fail, or at level debug.
+_READS = re.compile(r"/(Get|List|Watch|Check|ServerReflection)\w*$")
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic for the type checker only
@@ -189,7 +191,11 @@ class _Watched:
     async def __aexit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         told = self._told(error)
         code = "OK" if error is None else "ABORTED_BY_METHOD" if isinstance(error, grpc.aio.AbortError) else "CANCELLED"
-        metrics.RPC_S.labels(self._method, code_of(told).name if told else code).observe(time.perf_counter() - self._start_s)
+        code = code_of(told).name if told else code
+        seconds = time.perf_counter() - self._start_s
+        metrics.RPC_S.labels(self._method, code).observe(seconds)
+        level = logging.DEBUG if code == "OK" and _READS.search(self._method) else logging.INFO
+        log.log(level, "call", extra={"method": self._method, "code": code, "ms": round(seconds * 1000, 1)})
         if told is not None:
             status = to_status(told)
             trailing = (*status.trailing_metadata, ("x-request-id", self._rid))
