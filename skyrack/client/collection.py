@@ -9,6 +9,7 @@ import asyncio
 import re
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -50,7 +51,7 @@ def new_key() -> str:
     return uuid.uuid4().hex
 
 
-class Collection(Generic[R]):
+class Collection(ABC, Generic[R]):
     """The resources of one kind. `kind` is for people and errors, `service` the gRPC service, `record` what users get."""
 
     kind: ClassVar[str]
@@ -60,13 +61,14 @@ class Collection(Generic[R]):
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
+    @abstractmethod
     async def get(self, ref: Ref) -> R:
         """By id. Errors: NotFound."""
-        raise NotImplementedError
 
+    @abstractmethod
     def list(self, *, name: str = "") -> AsyncIterator[R]:
         """The project's own and what is for everybody, page after page; `name` only those called so."""
-        raise NotImplementedError
+
 
     async def find(self, name_or_id: str) -> R:
         """The resource of that id, else of that name; of several the caller's project's, where that has one.
@@ -172,8 +174,8 @@ class Collection(Generic[R]):
         fault: Any = getattr(row, "fault", None)
         reason, text, details = (fault, fault, ()) if isinstance(fault, str) else _parts(fault)
         message = f"{self.kind} {self._name(row) or row.id} went to ERROR: {text or 'no reason given'}"
-        if details:
-            message += f" ({'; '.join(details)})"
+        if more := [line for line in details if line not in text]:
+            message += f" ({'; '.join(more)})"
         return errors.ResourceFailed(message, kind=self.kind, record=row, fault_reason=reason, details=details)
 
 
