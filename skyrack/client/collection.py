@@ -69,7 +69,6 @@ class Collection(ABC, Generic[R]):
     def list(self, *, name: str = "") -> AsyncIterator[R]:
         """The project's own and what is for everybody, page after page; `name` only those called so."""
 
-
     async def find(self, name_or_id: str) -> R:
         """The resource of that id, else of that name; of several the caller's project's, where that has one.
 
