@@ -32,6 +32,7 @@ def line(row: Event) -> str:
 @click.option("--request-id", default="", help="Only what this request did.")
 @every_project
 @click.option("--limit", type=click.IntRange(1), default=50, help="[50]")
+@click.option("--long", is_flag=True, help="With request ids.")
 @click.option("--follow", is_flag=True, help="Until interrupted.")
 async def list_events(
     cloud: Cloud, *, resource_id: str | None, kind: str, all_projects: bool, limit: int, follow: bool, **options: Any
@@ -40,13 +41,9 @@ async def list_events(
         await _follow(cloud, resource_id, kind, all_projects)
         return None
     found = cloud.events.list(resource=resource_id, kind=kind, request_id=options["request_id"], all_projects=all_projects)
-    columns: dict[str, Any] = {
-        "Time": "time",
-        "Kind": "kind",
-        "Resource": resource,
-        "Message": "message",
-        "Request": "request_id",
-    }
+    columns: dict[str, Any] = {"Time": "time", "Kind": "kind", "Resource": resource, "Message": "message"}
+    if options["long"]:
+        columns["Request"] = "request_id"
     return Table(await first(limit, found), whose(columns, all_projects))
 
 

@@ -56,6 +56,8 @@ class Nouns(click.Group):
         words = args[0].split("-")
         if len(words) > 1 and words[0] in NOUNS:
             args = [*words, *args[1:]]
+        if args[0] not in NOUNS and not args[0].startswith("-"):
+            raise click.exceptions.NoSuchCommand(args[0], possibilities=NOUNS, ctx=ctx)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -9,12 +9,14 @@ import dataclasses
 import datetime
 import json
 import re
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 _ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|[ -/]*[0-~])")
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_WORD_MAX = 40  # ids, names of states and addresses are shorter and stay whole
 _GOOD, _BAD = ("ACTIVE", "UP", "DONE", "AVAILABLE", "IN_USE"), ("ERROR", "DOWN", "FAILED", "UNKNOWN")
 
 Cell = str | Callable[[Any], Any]
@@ -156,7 +158,36 @@ def _values(cells: Sequence[Sequence[str]]) -> str:
 
 
 def _grid(titles: Sequence[str], cells: Sequence[Sequence[str]], terminal: bool) -> str:
-    return _rich(titles, cells) if terminal else _plain_grid(titles, cells)
+    if not terminal:
+        return _plain_grid(titles, cells)
+    frame = len(titles) * 3 + 1
+    widths = fitted([_lengths(column) for column in zip(titles, *cells, strict=True)], _columns() - frame)
+    return _rich(titles, cells, widths) if widths else _plain_grid(titles, cells)
+
+
+def _columns() -> int:
+    return shutil.get_terminal_size().columns
+
+
+def _lengths(column: Sequence[str]) -> tuple[int, int]:
+    """Of the longest word (one that is longer than an id may be broken), and of the longest line."""
+    words = [word for cell in column for word in cell.split()]
+    lines = [line for cell in column for line in cell.split("\n")]
+    return min(max(map(len, words), default=0), _WORD_MAX), max(map(len, lines), default=0)
+
+
+def fitted(lengths: Sequence[tuple[int, int]], room: int) -> list[int]:
+    """The width of each column, given (the least, the best) of each; [] when there is no room for the least."""
+    widths = [least for least, _best in lengths]
+    spare = room - sum(widths)
+    if spare < 0:
+        return []
+    by_want = sorted(range(len(lengths)), key=lambda place: lengths[place][1] - lengths[place][0])
+    for left, place in zip(range(len(lengths), 0, -1), by_want, strict=True):
+        more = max(0, min(lengths[place][1] - widths[place], spare // left))
+        widths[place] += more
+        spare -= more
+    return widths
 
 
 def _plain_grid(titles: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
@@ -170,18 +201,18 @@ def _plain_grid(titles: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
     return "\n".join("  ".join(part.ljust(width) for part, width in zip(line, widths, strict=True)).rstrip() for line in lines)
 
 
-def _rich(titles: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+def _rich(titles: Sequence[str], cells: Sequence[Sequence[str]], widths: Sequence[int]) -> str:
     from rich import box
     from rich.console import Console
     from rich.table import Table as RichTable
     from rich.text import Text as RichText
 
     table = RichTable(box=box.ROUNDED, header_style="bold")
-    for title in titles:
-        table.add_column(title, no_wrap=title in ("ID", "Field"), overflow="fold")
+    for title, width in zip(titles, widths, strict=True):
+        table.add_column(title, width=max(width, 1), overflow="fold")
     for row in cells:
         table.add_row(*(RichText(cell or "-", style=_style(cell)) for cell in row))
-    console = Console(file=sys.stdout)
+    console = Console(file=sys.stdout, width=_columns())
     with console.capture() as capture:
         console.print(table)
     return capture.get().rstrip("\n")

@@ -28,9 +28,9 @@ def byte_bar(label: str) -> Iterator[Callable[[int, int], None]]:
 
 
 @contextlib.contextmanager
-def steps(kind: str, name: str) -> Iterator[Callable[[Any], None]]:
-    """Gives a function of the record: each new state, and each new step of a launch, is told once."""
-    teller = _Teller(f"{kind} {name}")
+def steps(kind: str, name: str, *, launch: bool = False) -> Iterator[Callable[[Any], None]]:
+    """Gives a function of the record: each new state, and with `launch` each new step of its timeline, is told once."""
+    teller = _Teller(f"{kind} {name}", launch)
     if not sys.stderr.isatty():
 
         def tell(record: Any) -> None:
@@ -56,14 +56,14 @@ def steps(kind: str, name: str) -> Iterator[Callable[[Any], None]]:
 class _Teller:
     """Remembers what was told."""
 
-    def __init__(self, label: str) -> None:
-        self._label = label
+    def __init__(self, label: str, launch: bool) -> None:
+        self._label, self._launch = label, launch
         self._state = ""
         self._told: set[str] = set()
 
     def news(self, record: Any) -> list[str]:
         lines = []
-        for entry in getattr(record, "timeline", ()):
+        for entry in record.timeline if self._launch else ():
             if entry.name not in self._told:
                 self._told.add(entry.name)
                 lines.append(f"{self._label}: {entry.name} after {entry.since_accepted_ms} ms")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from skyrack.cli.fault import fault_text
 from skyrack.cli.output import Details, Done, Output, Table, Text, whose
 from skyrack.cli.parse import KeyValue, Pairs, find_all, find_one
 from skyrack.cli.progress import steps
@@ -50,16 +51,16 @@ def addresses(row: Server) -> str:
 
 
 def timeline(row: Server) -> str:
-    return ", ".join(f"{entry.name} {entry.since_accepted_ms} ms" for entry in row.timeline)
+    """A step a line, its milliseconds one under the other."""
+    width = max((len(entry.name) for entry in row.timeline), default=0)
+    return "\n".join(f"{entry.name:<{width}} {entry.since_accepted_ms:>6} ms" for entry in row.timeline)
 
 
 def details(row: Server) -> Details:
-    fault = row.fault
-    told = "\n".join([f"{fault.reason}: {fault.message}", *(f"  {line}" for line in fault.details)]) if fault else None
     shown = {
         "addresses": addresses(row),
         "attachments": ", ".join(f"{a.volume_id} {a.device} {a.state}" for a in row.attachments),
-        "fault": told,
+        "fault": fault_text(row.fault),
         "node": row.node or None,
         "task_id": row.task_id or None,
         "timeline": timeline(row),
@@ -69,12 +70,12 @@ def details(row: Server) -> Details:
 
 @verb(server, "create", help="Make a server and start it.")
 @click.argument("name")
-@click.option("--flavor", required=True)
-@click.option("--image", required=True)
-@click.option("--network", "networks", multiple=True, help="A new port on this network; may be repeated.")
+@click.option("--flavor", required=True, help="How large.")
+@click.option("--image", required=True, help="What it boots from.")
+@click.option("--network", "networks", multiple=True, help="A new port on this network; may be repeated.  [the only one]")
 @click.option("--port", "ports", multiple=True, help="This existing port; may be repeated.")
 @click.option("--nic", "nics", multiple=True, type=Pairs("net-id", "v4-fixed-ip", "port-id"), help="As --network or --port.")
-@click.option("--security-group", "security_groups", multiple=True)
+@click.option("--security-group", "security_groups", multiple=True, help="May be repeated.  [default]")
 @click.option("--key-name", default="", help="One of your keypairs.")
 @click.option("--volume", "volumes", multiple=True, help="Attach this volume at launch; may be repeated.")
 @click.option("--user-data", type=click.File("rb"), help="File the guest reads at its first boot.")
@@ -87,7 +88,7 @@ def details(row: Server) -> Details:
 async def create(cloud: Cloud, *, name: str, wait: bool, deadline_s: float, **options: Any) -> Output:
     row = await cloud.servers.create(name, **await _wanted(cloud, **options))
     if wait:
-        with steps("server", name) as progress:
+        with steps("server", name, launch=True) as progress:
             row = await cloud.servers.wait(row, "ACTIVE", deadline_s=deadline_s, progress=progress)
     return details(row)
 
@@ -155,7 +156,8 @@ async def list_servers(cloud: Cloud, *, name: str, status: str, all_projects: bo
 @verb(server, "show", help="All about one server, with the timeline of its launch.")
 @click.argument("name")
 async def show(cloud: Cloud, *, name: str) -> Output:
-    return details(await cloud.servers.find(name))
+    found = await cloud.servers.find(name)
+    return details(await cloud.servers.get(found))  # lists, which names are looked up in, leave the timeline out
 
 
 @verb(server, "set", help="Change a server's name or properties.")

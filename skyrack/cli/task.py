@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from skyrack.cli.fault import fault_text
 from skyrack.cli.output import Details, Output, Table, text, whose
 from skyrack.cli.parse import first
 from skyrack.cli.verb import every_project, verb
@@ -27,8 +28,7 @@ def resource(row: Task) -> str:
 
 def details(row: Task) -> Details:
     steps = "\n".join(f"{step.name} {step.state} {text(step.ended_at)}".rstrip() for step in row.steps)
-    fault = "\n".join([f"{row.fault.reason}: {row.fault.message}", *row.fault.details]) if row.fault else None
-    return Details(row, {"steps": steps, "fault": fault})
+    return Details(row, {"steps": steps, "fault": fault_text(row.fault)})
 
 
 @verb(task, "list", help="Newest first.")

@@ -89,7 +89,12 @@ def verb(group: click.Group, name: str, *, logs_in: bool = True, **attributes: A
 def _output_options() -> list[click.Parameter]:
     return [
         click.Option(["--json", "as_json"], is_flag=True, help="One JSON document, for programs."),
-        click.Option(["-f", "--format", "form"], type=click.Choice(["table", "value", "json"]), default="table", hidden=False),
+        click.Option(
+            ["-f", "--format", "form"],
+            type=click.Choice(["table", "value", "json"]),
+            default="table",
+            help="value: bare, for scripts.",
+        ),
         click.Option(["-c", "--column", "columns"], multiple=True, help="Only this column or field; may be repeated."),
     ]
 

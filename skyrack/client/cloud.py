@@ -111,6 +111,8 @@ class Cloud:
         addresses = list(endpoints) or [part.strip() for part in environ.get("SKYRACK_ENDPOINT", "").split(",") if part.strip()]
         if not addresses:
             raise errors.Misconfigured("no endpoint given")
+        if wrong := [address for address in addresses if not address.rpartition(":")[2].isdecimal()]:
+            raise errors.Misconfigured(f"endpoint {wrong[0]!r} is not host:port")
         login = _login(user, password, project, token, environ)
         return cls(Connection(addresses, _pem(ca or environ.get("SKYRACK_CA", "")), login, patience))
 
@@ -151,5 +153,5 @@ def _pem(ca: str | Path | bytes) -> bytes:
     except OSError as error:
         raise errors.Misconfigured(f"cannot read the CA certificate {error.filename}: {error.strerror}") from None
     if b"-----BEGIN CERTIFICATE-----" not in pem:
-        raise errors.Misconfigured("the CA certificate given is none")
+        raise errors.Misconfigured("what is given as the CA certificate holds no PEM certificate")
     return pem

@@ -69,6 +69,7 @@ class Server:
     launched_at: datetime.datetime | None
     user_id: str
     timeline: tuple[TimelineEntry, ...]
+    """Empty in lists, and so in what `find` gives for a name: `get` has it."""
 
 
 class Servers(Collection[Server]):

@@ -33,6 +33,13 @@ MODULES = ("br_netfilter", "vxlan", "tun", "nf_conntrack")
 Units = Callable[[Node], list[Unit]]
 
 
+class Missing(NotFound):
+    """Names what is not there, and says what is."""
+
+    def __init__(self, kind: str, name: str, advice: str) -> None:
+        SkyrackError.__init__(self, f"no {kind} {name!r}; {advice}", kind=kind, id=name)
+
+
 class Rack:
     """`units` says what runs in a node: the daemons, or a test's stand-ins."""
 
@@ -49,7 +56,7 @@ class Rack:
         """Errors: NotFound when there is no such sandbox."""
         found = state.load(self.directory)
         if found is None:
-            raise NotFound("sandbox", self.name)
+            raise Missing("sandbox", self.name, "bring one up with: skyrack sandbox up")
         return found
 
     def nodes(self) -> list[Node]:
@@ -64,7 +71,7 @@ class Rack:
         for node in nodes:
             if node.name == name:
                 return self._host(node, nodes)
-        raise NotFound(f"node (there are {', '.join(n.name for n in nodes)})", name)
+        raise Missing("node", name, f"there are {', '.join(n.name for n in nodes)}")
 
     def _host(self, node: Node, nodes: list[Node]) -> Host:
         return Host(
@@ -191,7 +198,7 @@ class Rack:
         if node != CLIENT:
             self.host(node)
         if network is not None and network not in NETWORKS:
-            raise NotFound(f"network (there are {', '.join(NETWORKS)})", network)
+            raise Missing("network", network, f"there are {', '.join(NETWORKS)}")
         await self.fabric.cut(node, NETWORKS[network] if network else None)
 
     async def kill(self, node: str, unit: str | None) -> None:

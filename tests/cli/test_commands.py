@@ -78,7 +78,11 @@ async def test_server_list(skyrack: Command, fake: FakeCloud) -> None:
 async def test_server_show_tells_the_timeline(skyrack: Command, fake: FakeCloud) -> None:
     rack(fake)
     shown = await skyrack.ok("server", "show", "web-0")
-    assert "timeline      accepted 0 ms, scheduled 4 ms, running 180 ms\n" in shown
+    assert (
+        "timeline      accepted       0 ms\n"
+        "              scheduled      4 ms\n"
+        "              running      180 ms\n"
+    ) in shown  # fmt: skip
     assert "created_at    2026-05-31 12:00:00Z\n" in shown
     row = fake.rows["Server"][f"{ID}5"]
     row.fault.reason, row.fault.message = "NO_VALID_HOST", "no node fits"

@@ -8,7 +8,7 @@ import json
 
 import pytest
 
-from skyrack.cli.output import Details, Done, Table, Text, clean, one_line, render
+from skyrack.cli.output import Details, Done, Table, Text, clean, fitted, one_line, render
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,3 +76,19 @@ def test_control_characters_go() -> None:
 
 def test_table_for_a_terminal_keeps_names_literal() -> None:
     assert "[bold]x[/bold]" in render(Table([Thing("1", "[bold]x[/bold]")], {"Name": "name"}), "table", (), terminal=True)
+
+
+def test_columns_fit_the_terminal() -> None:
+    assert fitted([(36, 36), (4, 20)], 100) == [36, 20]  # all fits
+    assert fitted([(36, 36), (4, 20), (4, 4)], 50) == [36, 10, 4]  # the one that can is narrower
+    assert fitted([(36, 36), (4, 20)], 39) == []  # words and ids are not cut
+
+
+def test_a_terminal_that_is_too_narrow_gets_whole_ids(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "12345678-" * 4
+    table = Table([Thing(name, "a few words of a name")], {"ID": "id", "Name": "name"})
+    for columns, framed in (("80", True), ("50", True), ("40", False)):
+        monkeypatch.setenv("COLUMNS", columns)
+        shown = render(table, "table", (), terminal=True)
+        assert name in shown and ("│" in shown) is framed
+        assert not framed or max(map(len, shown.splitlines())) <= int(columns) + 30  # styles take some

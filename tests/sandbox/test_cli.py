@@ -64,10 +64,10 @@ async def test_verbs(make_rack: RackMaker) -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("status",), "Error: sandbox 'none' not found\n"),
-        (("exec", "k1", "true"), "Error: sandbox 'none' not found\n"),
-        (("kill", "k1", "computed"), "Error: sandbox 'none' not found\n"),
-        (("env",), "Error: sandbox 'none' not found\n"),
+        (("status",), "Error: no sandbox 'none'; bring one up with: skyrack sandbox up\n"),
+        (("exec", "k1", "true"), "Error: no sandbox 'none'; bring one up with: skyrack sandbox up\n"),
+        (("kill", "k1", "computed"), "Error: no sandbox 'none'; bring one up with: skyrack sandbox up\n"),
+        (("env",), "Error: no sandbox 'none'; bring one up with: skyrack sandbox up\n"),
         (("up", "--computes", "999"), "Error: computes: 0 to 200 are possible, not 999\n"),
     ],
 )
