@@ -155,14 +155,14 @@ def _guarded(handler: Handler, method: str, rid: str) -> Handler:
 
     async def once(request: Any, context: Context) -> Any:
         async with _Watched(method, rid, context):
-            return await act(request, context)
+            return await act(_whole(request), context)
 
     async def many(request: Any, context: Context) -> None:
         async with _Watched(method, rid, context):
             if inspect.iscoroutinefunction(act):  # writes its answers to the context by itself
                 await act(request, context)
                 return
-            async for message in act(request, context):
+            async for message in act(_whole(request), context):
                 await context.write(message)
 
     kind: Any = {
@@ -171,10 +171,35 @@ def _guarded(handler: Handler, method: str, rid: str) -> Handler:
         (False, True): grpc.unary_stream_rpc_method_handler,
         (True, True): grpc.stream_stream_rpc_method_handler,
     }[handler.request_streaming, handler.response_streaming]
-    guarded: Handler = kind(
-        many if handler.response_streaming else once, handler.request_deserializer, handler.response_serializer
-    )
+    parse = _tolerant(handler.request_deserializer, handler.request_streaming)
+    guarded: Handler = kind(many if handler.response_streaming else once, parse, handler.response_serializer)
     return guarded
+
+
+def _whole(request: Any) -> Any:
+    """Errors: InvalidArgument, as `_tolerant` left it."""
+    if isinstance(request, errors.InvalidArgument):
+        raise request
+    return request
+
+
+def _tolerant(parse: Callable[[bytes], Any] | None, streaming: bool) -> Callable[[bytes], Any] | None:
+    """Bytes that are no message are the caller's fault, not INTERNAL. In a stream the method meets the error where it reads; a
+    single request is parsed before the method is called, so the error goes in its place."""
+
+    if parse is None:
+        return None
+
+    def parsed(data: bytes) -> Any:
+        try:
+            return parse(data)
+        except DecodeError:
+            error = errors.InvalidArgument("request", "is not a message of the type that this method takes")
+        if streaming:
+            raise error
+        return error
+
+    return parsed
 
 
 class _Watched:

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 
 from google.protobuf.json_format import MessageToDict
 
-from controllerd.agents.intake import Intake
-from controllerd.domain.node import AGENT_OF_ROLE, AgentRecord, Node
+from controllerd.agents.intake import FAULT_LENGTH_MAX, Intake
+from controllerd.domain.node import AGENT_OF_ROLE, AgentRecord, Node, check_agent
 from controllerd.store import agent_task, event, server
 from controllerd.store import node as node_store
 from controllerd.store.database import Database, Tx
@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 
 HELLO_TIMEOUT_S = 10.0
 ASK_TIMEOUT_S = 10.0
+INVENTORY_BYTES_MAX = 2 << 20  # some 30,000 cached images
 QUERIES_MAX = 64  # questions that wait to be sent to one agent
 
 KINDS = {
@@ -111,7 +112,7 @@ class Sessions:
         finally:
             session.questions.pop(query.query_id, None)
         if not answer.ok:
-            raise Unavailable(answer.fault)
+            raise Unavailable(answer.fault[:FAULT_LENGTH_MAX])
         return answer.body
 
     # ---- one session
@@ -140,6 +141,7 @@ class Sessions:
         kind = KINDS.get(hello.kind)
         if kind is None:
             raise InvalidArgument("hello.kind", "unknown agent kind")
+        check_agent(hello.version, hello.boot_id, _content(hello.inventory))
         if hello.highest_epoch > self._db.epoch:
             log.error(
                 "an agent has seen a higher epoch: another controller leads it, or this one's state is an old copy",
@@ -175,7 +177,7 @@ class Sessions:
 
     def _record(self, tx: Tx, session: _Session, hello: agent_pb2.Hello) -> None:
         known = node_store.agent(tx, session.node.id, session.kind)
-        inventory = MessageToDict(hello.inventory, preserving_proto_field_name=True)
+        inventory = _content(hello.inventory)
         record = AgentRecord(session.node.id, session.kind, True, tx.now, False, hello.version, hello.boot_id, inventory)
         node_store.put_agent(tx, record)
         if known is None or known.lost:
@@ -307,7 +309,8 @@ class Sessions:
                 if message.heartbeat.HasField("inventory"):
                     await self._db.write(lambda tx: self._new_inventory(tx, session, message.heartbeat.inventory))
             case "resync":
-                log.warning("resync", extra={"node": session.node.name, "agent": session.kind, "why": message.resync.why})
+                why = message.resync.why[:FAULT_LENGTH_MAX]
+                log.warning("resync", extra={"node": session.node.name, "agent": session.kind, "why": why})
                 session.whole_wanted = True
                 session.dirty.set()
             case "answer":
@@ -317,7 +320,8 @@ class Sessions:
 
     async def _take_result(self, session: _Session, result: agent_pb2.TaskResult) -> None:
         def end(tx: Tx) -> None:
-            agent_task.end(tx, session.node.id, result.task_id, result.ok, result.reason, result.fault)
+            reason, fault = result.reason[:FAULT_LENGTH_MAX], result.fault[:FAULT_LENGTH_MAX]
+            agent_task.end(tx, session.node.id, result.task_id, result.ok, reason, fault)
 
         await self._db.write(end)
         await session.stream.send(self._message(report_ack=agent_pb2.ReportAck(task_ids=[result.task_id])))
@@ -325,9 +329,17 @@ class Sessions:
     def _new_inventory(self, tx: Tx, session: _Session, inventory: agent_pb2.Inventory) -> None:
         known = node_store.agent(tx, session.node.id, session.kind)
         if known is not None:
-            content = MessageToDict(inventory, preserving_proto_field_name=True)
+            content = _content(inventory)
+            check_agent(known.version, known.boot_id, content)
             record = AgentRecord(known.node_id, known.kind, True, tx.now, False, known.version, known.boot_id, content)
             node_store.put_agent(tx, record)
+
+
+def _content(inventory: agent_pb2.Inventory) -> dict[str, object]:
+    """As it is stored. Errors: InvalidArgument for a monstrous one."""
+    if inventory.ByteSize() > INVENTORY_BYTES_MAX:
+        raise InvalidArgument("inventory", f"at most {INVENTORY_BYTES_MAX} bytes, has {inventory.ByteSize()}")
+    return dict(MessageToDict(inventory, preserving_proto_field_name=True))
 
 
 async def _hello(stream: ControllerStream) -> agent_pb2.Hello:

@@ -6,15 +6,17 @@ import asyncio
 from collections.abc import AsyncIterator
 
 from controllerd.app.cloud import Cloud, owned
+from controllerd.domain import check
 from controllerd.domain.event import Event
-from controllerd.domain.page import Page, PageOf
+from controllerd.domain.page import TIME_MAX, Page, PageOf
 from controllerd.domain.policy import Caller, authorise
 from controllerd.domain.task import Task
 from controllerd.store import event, task
 from controllerd.store.task import TASKS
 
 WATCH_BATCH = 500
-_FUTURE = 1e18  # a creation time, or seq, above all others
+SEQ_MAX = (1 << 63) - 1  # SQLite's integers
+_FUTURE = TIME_MAX  # a creation time, or seq, above all others
 
 
 class History:
@@ -59,6 +61,7 @@ class History:
     async def watch(self, caller: Caller, after_seq: int, resource_id: str, all_projects: bool) -> AsyncIterator[Event]:
         """Events as they happen; `after_seq` 0 = from now on. Ends only when its reader stops."""
         authorise(caller, "event.list")
+        check.between("after_seq", after_seq, 0, SEQ_MAX)
         equal = _scope(caller, all_projects) | ({"resource_id": resource_id} if resource_id else {})
         news = asyncio.Event()
         self._news.add(news)

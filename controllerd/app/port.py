@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from controllerd.app.cloud import Cloud, Once, owned
 from controllerd.app.security_group import check_groups, ensure_default
@@ -86,6 +86,7 @@ class Ports:
             if changes.get("port_security") is False:
                 _may_unprotect(caller, NETWORKS.get(tx, port.network_id))
             if changes:
+                replace(port, **changes)  # type: ignore[arg-type]  # checks them
                 store.update(tx, port, **changes)
             if group_ids is not None:
                 store.set_groups(tx, port, _groups(tx, port.project_id, group_ids))

@@ -62,15 +62,23 @@ class Quotas:
         return chosen, await self._db.write(change)
 
     async def usage(self, caller: Caller, project_id: str, from_at: float, to_at: float) -> UsageOf:
-        """`from_at`, `to_at`: seconds; 0 = 30 days ago, now."""
+        """`from_at`, `to_at`: seconds; 0 = 30 days ago, now. What is still to come is not counted."""
         authorise(caller, "usage.get")
         chosen = _chosen(caller, project_id)
-        until = to_at or self._clock.wall_s()
-        since = from_at or until - PERIOD_DEFAULT_S
+        for field, value in (("from", from_at), ("to", to_at)):
+            if value < 0:
+                raise InvalidArgument(field, "must not be before 1970")
+        now = self._clock.wall_s()
+        until = min(to_at or now, now)
+        since = from_at or max(until - PERIOD_DEFAULT_S, 0.0)
         if since >= until:
-            raise InvalidArgument("from", "must be before 'to'")
-        servers = await self._db.read(lambda tx: usage.of_project(tx, chosen, since, until))
-        return UsageOf(chosen, since, until, servers)
+            raise InvalidArgument("from", "must be before 'to', and before now")
+
+        def find(tx: Tx) -> list[ServerUsage]:
+            PROJECTS.get(tx, chosen)
+            return usage.of_project(tx, chosen, since, until)
+
+        return UsageOf(chosen, since, until, await self._db.read(find))
 
 
 def _chosen(caller: Caller, project_id: str) -> str:

@@ -148,7 +148,7 @@ class Routers:
             legs = store.legs(tx, router_id)
             leg = next((leg for leg in legs if leg.subnet.id == subnet_id and not leg.external), None)
             if leg is None:
-                raise Conflict(f"the router has no interface on subnet {subnet_id[:64]}")
+                raise Conflict(f"the router has no interface on subnet {subnet_id[:64]!r}")
             for mapped in floating_ip.of_router(tx, router_id):
                 if IPv4Address(mapped.fixed_ip) in leg.subnet.range:
                     raise Conflict(f"floating IP {mapped.ip} goes through it", floating_ip=mapped.id)

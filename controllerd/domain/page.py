@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -16,6 +15,7 @@ T = TypeVar("T")
 SIZE_DEFAULT = 100
 SIZE_MAX = 1000
 TOKEN_LENGTH_MAX = 512
+TIME_MAX = 1e18  # of a marker: above all times and numbers of events, and still one of SQLite's integers
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,11 @@ class Page:
             if len(token) > TOKEN_LENGTH_MAX:
                 raise ValueError
             after_time, after_id = json.loads(base64.urlsafe_b64decode(token.encode()))
-            if not (isinstance(after_id, str) and math.isfinite(after_time)):
+            plain = isinstance(after_id, str) and after_id.isascii() and after_id.isprintable()
+            if not (plain and abs(after_time) <= TIME_MAX):
                 raise ValueError
             return cls(size or SIZE_DEFAULT, float(after_time), after_id)
-        except (ValueError, TypeError, OverflowError):
+        except (ValueError, TypeError, OverflowError, RecursionError):
             raise InvalidArgument("page_token", "is not one that a list gave") from None
 
 

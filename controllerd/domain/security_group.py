@@ -88,7 +88,7 @@ def _protocol(value: str, ipv6: bool) -> str:
     lower = value.lower()
     if lower in ("", "any"):
         return ""
-    if lower.isascii() and lower.isdigit():
+    if lower.isascii() and lower.isdigit() and len(lower) <= 3:
         check.between("protocol", int(lower), 0, 255)
         lower = _NAMED.get(str(int(lower)), str(int(lower)))
     elif lower not in _NAMED.values():
@@ -121,6 +121,8 @@ def _ports(protocol: str, low: int, high: int) -> tuple[int, int]:
 
 def _remote_cidr(value: str, ipv6: bool) -> str:
     """A bare address becomes a /32 (/128); host bits are cleared."""
+    if "%" in value:  # `ipaddress` keeps whatever stands behind it
+        raise InvalidArgument("remote_cidr", "must not have a zone (%...)")
     try:
         found = ip_network(value, strict=False)
     except ValueError:

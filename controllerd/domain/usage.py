@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 HOUR_S = 3600.0
+COUNTER_MAX = (1 << 63) - 1  # SQLite's integers: 292 years of a CPU in ns, 9 EB
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Meter:
         """
         last = self.last if raw.cpu_ns >= self.last.cpu_ns else Counters()
         added = {name: max(0, value - getattr(last, name)) for name, value in vars(raw).items()}
-        total = Counters(**{name: getattr(self.total, name) + value for name, value in added.items()})
+        total = Counters(**{name: min(getattr(self.total, name) + value, COUNTER_MAX) for name, value in added.items()})
         return Meter(total, raw, memory_kib, max(sampled_at, self.sampled_at))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from controllerd.agents.intake import Taker
+from controllerd.agents.intake import FAULT_LENGTH_MAX, Taker
 from controllerd.agents.observed.storage import state_name
 from controllerd.domain.node import Node
 from controllerd.domain.port import SERVER
@@ -12,7 +12,7 @@ from skyrack.v1 import agent_pb2 as pb
 
 
 def take(tx: Tx, node: Node, port_id: str, observed: pb.ObservedPort) -> None:
-    port.observe(tx, node.id, port_id, state_name(observed.state), observed.fault)
+    port.observe(tx, node.id, port_id, state_name(observed.state), observed.fault[:FAULT_LENGTH_MAX])
 
 
 def missing(tx: Tx, node: Node, present: set[str]) -> None:

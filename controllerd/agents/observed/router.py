@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from controllerd.agents.intake import Taker
+from controllerd.agents.intake import FAULT_LENGTH_MAX, Taker
 from controllerd.agents.observed.storage import state_name
 from controllerd.domain.node import Node
 from controllerd.store import router
 from controllerd.store.database import Tx
 from skyrack.v1 import agent_pb2 as pb
 
+FLOATING_IPS_MAX = 4096  # that one router is believed to have in force
+
 
 def take(tx: Tx, node: Node, router_id: str, observed: pb.ObservedRouter) -> None:
-    floating_ips = tuple(sorted(observed.floating_ips))
-    router.observe(tx, node.id, router_id, state_name(observed.state), observed.fault, floating_ips)
+    floating_ips = tuple(sorted(observed.floating_ips[:FLOATING_IPS_MAX]))
+    router.observe(tx, node.id, router_id, state_name(observed.state), observed.fault[:FAULT_LENGTH_MAX], floating_ips)
 
 
 def missing(tx: Tx, node: Node, present: set[str]) -> None:

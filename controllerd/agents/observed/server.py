@@ -7,17 +7,26 @@ only an explicit GONE counts as gone.
 
 from __future__ import annotations
 
-from controllerd.agents.intake import Taker
+from controllerd.agents.intake import FAULT_LENGTH_MAX, Taker
 from controllerd.agents.observed.storage import state_name
 from controllerd.domain.node import Node
-from controllerd.domain.server import ACTIVE, POWER_RUNNING, POWER_STOPPED, STOPPED, Server, settled
+from controllerd.domain.server import (
+    ACTIVE,
+    NODE_MILESTONES,
+    POWER_RUNNING,
+    POWER_STOPPED,
+    STOPPED,
+    VOLUMES_MAX,
+    Server,
+    settled,
+)
 from controllerd.store import attachment, event, task, tombstone
 from controllerd.store import server as server_store
 from controllerd.store.database import Tx
 from controllerd.store.server import SERVERS
 from skyrack.v1 import agent_pb2
 
-FAULT_LENGTH_MAX = 1000
+ATTACHED_MAX = 2 * VOLUMES_MAX  # one may be going while another comes
 
 
 def take_server(tx: Tx, node: Node, server_id: str, observed: agent_pb2.ObservedServer) -> None:
@@ -27,8 +36,8 @@ def take_server(tx: Tx, node: Node, server_id: str, observed: agent_pb2.Observed
     before = SERVERS.find(tx, server_id)
     if before is None or before.node_id != node.id or not before.power:
         return
-    milestones = {m.name: m.time.ToMicroseconds() / 1e6 for m in observed.milestones}
-    fault, attached = observed.fault[:FAULT_LENGTH_MAX], tuple(observed.attached)
+    milestones = {m.name: m.time.ToMicroseconds() / 1e6 for m in observed.milestones if m.name in NODE_MILESTONES}
+    fault, attached = observed.fault[:FAULT_LENGTH_MAX], tuple(observed.attached[:ATTACHED_MAX])
     server = server_store.observe(tx, before, state=state, fault=fault, attached=attached, milestones=milestones)
     if server.observed_attached != before.observed_attached:
         tx.touch(*(a.volume_id for a in attachment.of_server(tx, server_id)))

@@ -6,13 +6,17 @@ made before the node saw that it was to make the thing, and what is then taken f
 
 from __future__ import annotations
 
-from controllerd.agents.intake import Taker
+import re
+
+from controllerd.agents.intake import FAULT_LENGTH_MAX, Taker
 from controllerd.domain.node import Node
 from controllerd.store import attachment, image, tombstone, volume
 from controllerd.store.database import Tx
+from daemonkit.errors import InvalidArgument
 from skyrack.v1 import agent_pb2 as pb
 
-FAULT_LENGTH_MAX = 1000
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+BYTES_MAX = (1 << 63) - 1  # SQLite's integers
 
 
 def state_name(state: pb.ObservedState.ValueType) -> str:
@@ -55,6 +59,9 @@ def missing_exports(tx: Tx, node: Node, present: set[str]) -> None:
 
 
 def take_blob(tx: Tx, node: Node, sha256: str, observed: pb.ObservedBlob) -> None:
+    """Errors: InvalidArgument for what is no content."""
+    if not _SHA256.fullmatch(sha256) or observed.size_bytes > BYTES_MAX:
+        raise InvalidArgument("blob", f"is not content: {sha256[:64]!r} of {observed.size_bytes} bytes")
     state = state_name(observed.state)
     if state == "GONE":
         image.drop_blob(tx, sha256, node.id)

@@ -13,7 +13,7 @@ from controllerd.app.cloud import Once
 from controllerd.domain.page import Page
 from controllerd.domain.policy import Caller
 from controllerd.store.event import acting_user
-from daemonkit.errors import Unauthenticated
+from daemonkit.errors import InvalidArgument, Unauthenticated
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -35,12 +35,13 @@ class Gate:
 
 
 def token_of(context: Context) -> str:
-    """Errors: Unauthenticated without "authorization: Bearer TOKEN"."""
-    for key, value in context.invocation_metadata() or ():
-        if key == "authorization":
-            scheme, _, token = str(value).partition(" ")
-            if scheme.lower() == "bearer" and token:
-                return token
+    """Errors: Unauthenticated without "authorization: Bearer TOKEN", or with several: who is meant would be a guess."""
+    given = [str(value) for key, value in context.invocation_metadata() or () if key == "authorization"]
+    if len(given) > 1:
+        raise Unauthenticated("metadata 'authorization' is given more than once")
+    scheme, _, token = (given or [""])[0].partition(" ")
+    if scheme.lower() == "bearer" and token:
+        return token
     raise Unauthenticated("metadata 'authorization: Bearer TOKEN' is missing; make one with IdentityService.CreateToken")
 
 
@@ -70,6 +71,14 @@ def page(request: Any) -> Page:
 def given(request: Message, *fields: str) -> dict[str, Any]:
     """The optional fields that the caller set."""
     return {f: getattr(request, f) for f in fields if request.HasField(f)}
+
+
+def seconds_of(field: str, stamp: Timestamp) -> float:
+    """0 for one that was not given. Errors: InvalidArgument for one that is no time."""
+    try:
+        return stamp.ToNanoseconds() / 1e9
+    except ValueError:
+        raise InvalidArgument(field, "is not a time in the years 1 to 9999") from None
 
 
 def timestamp(seconds: float) -> Timestamp | None:

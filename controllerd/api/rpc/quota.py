@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from controllerd.api.rpc.gate import Context, Gate, timestamp
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from controllerd.api.rpc.gate import Context, Gate, seconds_of, timestamp
 from controllerd.app.quota import QuotaItem, Quotas, UsageOf
 from controllerd.domain import usage as domain
 from skyrack.v1 import quota_pb2 as pb
@@ -24,8 +26,8 @@ class QuotaService(quota_pb2_grpc.QuotaServiceServicer):
     async def GetUsage(self, request: pb.GetUsageRequest, context: Context) -> pb.Usage:
         caller = await self._gate.caller(context)
         # "from" is a Python keyword
-        since = getattr(request, "from").ToNanoseconds() / 1e9
-        return render_usage(await self._quotas.usage(caller, request.project_id, since, request.to.ToNanoseconds() / 1e9))
+        since, until = seconds_of("from", getattr(request, "from")), seconds_of("to", request.to)
+        return render_usage(await self._quotas.usage(caller, request.project_id, since, until))
 
 
 def render(project_id: str, items: list[QuotaItem]) -> pb.Quota:
@@ -36,7 +38,7 @@ def render(project_id: str, items: list[QuotaItem]) -> pb.Quota:
 
 def render_usage(usage: UsageOf) -> pb.Usage:
     message = pb.Usage(project_id=usage.project_id, to=timestamp(usage.to_at), servers=map(_server, usage.servers))
-    getattr(message, "from").CopyFrom(timestamp(usage.from_at))
+    getattr(message, "from").CopyFrom(timestamp(usage.from_at) or Timestamp())
     message.server_hours = sum(s.hours for s in usage.servers)
     message.vcpu_hours = sum(s.hours * s.vcpus for s in usage.servers)
     message.memory_mib_hours = sum(s.hours * s.memory_mib for s in usage.servers)
