@@ -44,7 +44,9 @@ class Site:
 
     def boots(self) -> int:
         """How often web-1's disk was booted, as its page says."""
-        return int(self.page(path="cgi-bin/info").partition("boot number ")[2].split()[0])
+        info = self.page(path="cgi-bin/info")
+        assert "boot number " in info, "on its way down, or up"
+        return int(info.partition("boot number ")[2].split()[0])
 
 
 def build(rack: RunningRack, tenant: Tenant) -> Site:

@@ -52,10 +52,3 @@ def test_killed_controller_comes_back(rack: RunningRack) -> None:
     rack.kill("c1", "controllerd")
     until(lambda: rack.unit("c1", "controllerd")["restarts"] > restarts)
     until(lambda: set(states(rack).values()) == {"UP"})
-
-
-def test_power_failure_of_a_compute_node(rack: RunningRack) -> None:
-    rack.kill("k2")
-    until(lambda: states(rack)["k2"] == "DOWN")
-    rack.start("k2")
-    until(lambda: states(rack)["k2"] == "UP")

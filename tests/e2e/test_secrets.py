@@ -40,10 +40,11 @@ def secrets(rack: RunningRack, admin: Cloud, tenant: Tenant) -> list[Secret]:
 
 def private_keys(rack: RunningRack) -> Iterator[Secret]:
     """A line from the middle of each key there is on a node."""
-    for path in rack.directory.glob("hosts/*/etc/skyrack/**/*key*"):
-        yield Secret(f"{path.name} of {path.parts[-5:]}", path.read_bytes().splitlines()[1])
-    for path in rack.directory.glob("hosts/*/var/lib/skyrack/**/*key*.pem"):
-        yield Secret(f"{path.name} of {path.parts[-5:]}", path.read_bytes().splitlines()[1])
+    for path in rack.directory.glob("hosts/*/*/**/*.*"):
+        if path.suffix in (".key", ".pem") and path.is_file() and not path.is_symlink():
+            content = path.read_bytes()
+            if b"PRIVATE KEY" in content:
+                yield Secret(f"private key in {path.relative_to(rack.directory)}", content.splitlines()[1])
 
 
 def told(secrets: list[Secret], content: bytes) -> list[str]:
