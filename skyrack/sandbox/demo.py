@@ -90,7 +90,7 @@ async def _tell(rack: Rack, teller: Teller) -> int:
         await _between(rack, site, teller)
         await _closed_port(rack, site, teller)
         await _without_controller(rack, cloud, site, teller)
-        _look_around(rack, password)
+        _look_around(rack, site, password)
     seconds = time.monotonic() - teller.start_s
     print(f"demo: ok in {seconds:.0f} s, http://{site.address.ip}/ answered 200", flush=True)
     return 0
@@ -211,17 +211,21 @@ async def _without_controller(rack: Rack, cloud: Cloud, site: Site, teller: Tell
     teller.say("controllerd is back; every server is what it was")
 
 
-def _look_around(rack: Rack, password: str) -> None:
+def _look_around(rack: Rack, site: Site, password: str) -> None:
     name = "" if rack.name == "rack" else f" --name {rack.name}"
     print(f"""
 Look around (the rack stays up):
-  . .venv/bin/activate; eval "$(skyrack sandbox env{name})"     as the operator, or then, as the tenant:
+  . .venv/bin/activate
+  eval "$(skyrack sandbox env{name})"         as the operator, who also sees `skyrack node list`; or then, as the tenant:
   export SKYRACK_USER={USER} SKYRACK_PASSWORD={password} SKYRACK_PROJECT={PROJECT}
-  skyrack server list                    skyrack server show web-1          skyrack event list
-  skyrack sandbox status{name}               skyrack sandbox logs k1 computed{name}
-  skyrack sandbox exec{name} internet -- curl http://.../
-  grpcurl -cacert $SKYRACK_CA $SKYRACK_ENDPOINT list               (docs/grpcurl.md)
-  ./dev down                             clears everything away
+  skyrack server list
+  skyrack server show web-1                    where its launch took its time
+  skyrack event list                           who did what
+  skyrack sandbox status{name}
+  skyrack sandbox logs{name} k1 computed
+  skyrack sandbox exec{name} internet -- curl http://{site.address.ip}/
+  grpcurl -cacert $SKYRACK_CA $SKYRACK_ENDPOINT list     (docs/grpcurl.md)
+  ./dev down{name}                             clears everything away
 """)
 
 
