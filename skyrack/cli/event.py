@@ -26,7 +26,7 @@ def line(row: Event) -> str:
     return one_line(f"{text(row.time)}  {row.kind}  {resource(row)}  {row.message}")
 
 
-@verb(event, "list", help="Newest first; with --follow the new ones as they happen (with --json one document a line).")
+@verb(event, "list", help="Newest first. With --follow the new ones as they happen (with --json one document a line).")
 @click.option("--resource", "resource_id", metavar="ID", help="Only of this resource.")
 @click.option("--kind", default="", help='e.g. "server.create".')
 @click.option("--request-id", default="", help="Only what this request did.")

@@ -20,7 +20,7 @@ keypair = click.Group("keypair", help="SSH keys put into servers.")
 path_option = click.Path(dir_okay=False, path_type=Path)
 
 
-@verb(keypair, "create", help="Register a public key, or make a new pair and print the private key.")
+@verb(keypair, "create", help="Register a public key, or make a pair. The private key is printed.")
 @click.argument("name")
 @click.option("--public-key", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="e.g. ~/.ssh/id_ed25519.pub")
 @click.option("--private-key", type=path_option, help="Write the new private key here instead of printing it.")

@@ -59,7 +59,7 @@ async def show(cloud: Cloud, *, name: str) -> Output:
     return details(await cloud.nodes.get(name))
 
 
-@verb(node, "set", help="Let new servers be placed on a node, or not; what runs goes on (admins).")
+@verb(node, "set", help="Let new servers be placed on a node, or not (admins). What runs goes on.")
 @click.argument("name", metavar="NODE")
 @click.option("--enable/--disable", "enabled", default=None)
 async def set_node(cloud: Cloud, *, name: str, enabled: bool | None) -> Output:
@@ -68,7 +68,7 @@ async def set_node(cloud: Cloud, *, name: str, enabled: bool | None) -> Output:
     return details(await cloud.nodes.update(name, enabled=enabled))
 
 
-@verb(node, "delete", help="Forget nodes that are DOWN and hold nothing; their certificates end (admins).")
+@verb(node, "delete", help="Forget nodes that are DOWN and hold nothing (admins). Their certificates end.")
 @click.argument("names", nargs=-1, required=True, metavar="NODE...")
 async def delete(cloud: Cloud, *, names: Sequence[str]) -> Output:
     rows = [await cloud.nodes.get(name) for name in names]

@@ -76,7 +76,7 @@ def render(output: Output, form: str, columns: Sequence[str], *, terminal: bool)
     if form == "json":
         return json.dumps(_document(output, columns), indent=2)
     if isinstance(output, Done | Text):
-        return clean(output.text)
+        return clean(output.text).removesuffix("\n")
     if isinstance(output, Table):
         titles = _chosen(list(output.columns), columns)
         cells = [[_cell(row, output.columns[title]) for title in titles] for row in output.rows]

@@ -77,7 +77,7 @@ async def show(cloud: Cloud, *, name: str) -> Output:
     return details(await cloud.subnets.find(name))
 
 
-@verb(subnet, "set", help="Change a subnet; name servers and routes given replace those there were.")
+@verb(subnet, "set", help="Change a subnet. Name servers and routes given replace those there were.")
 @click.argument("subnet_name", metavar="SUBNET")
 @click.option("--name")
 @click.option("--dns-nameserver", "dns_servers", multiple=True, metavar="IP")

@@ -82,7 +82,7 @@ def _explained(error: Exception) -> Exception:
 @named
 @act
 async def up(rack: Rack, **counts: int) -> None:
-    """Brings the rack up, or finishes bringing it up; prints what to export."""
+    """Brings the rack up. Finishes what an interrupted `up` began; prints what to export."""
     from skyrack.sandbox.up import bring_up  # gRPC takes a while to import: only here
 
     start_s = time.monotonic()
@@ -103,7 +103,7 @@ async def down(rack: Rack) -> None:
 @named
 @act
 async def status(rack: Rack, as_json: bool) -> None:
-    """Hosts, their daemons, what these weigh, and what the cloud thinks of them."""
+    """Hosts and their daemons. Also what these weigh, and what the cloud thinks of them."""
     seen = await rack.status()
     states = await _states(rack)
     for node in seen["nodes"]:
@@ -148,7 +148,7 @@ def _print_status(seen: dict[str, Any]) -> None:
 @named
 @act
 async def env(rack: Rack) -> None:
-    """What to export so that `skyrack` finds this rack: eval "$(skyrack sandbox env)"."""
+    """What to export so that `skyrack` finds the rack. Use: eval "$(skyrack sandbox env)" """
     from skyrack.sandbox.up import environment
 
     _print_env(environment(rack))
@@ -164,7 +164,7 @@ def _print_env(env: dict[str, str]) -> None:
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @named
 def execute(rack: Rack, node: str, command: tuple[str, ...]) -> None:
-    """Runs COMMAND in NODE, or with the network of the client on the `internet`."""
+    """Runs COMMAND in NODE. NODE `internet`: with the network of the client there."""
     try:
         argv = rack.enter(node, *(command[1:] if command[0] == "--" else command))
     except SkyrackError as error:
@@ -178,7 +178,7 @@ def execute(rack: Rack, node: str, command: tuple[str, ...]) -> None:
 @named
 @act
 async def kill(rack: Rack, node: str, unit: str | None) -> None:
-    """A power failure of NODE, or SIGKILL for one UNIT of it (which is then started again)."""
+    """A power failure of NODE. With UNIT: SIGKILL for that daemon alone, which is then started again."""
     await rack.kill(node, unit)
 
 
@@ -203,7 +203,7 @@ async def start(rack: Rack, node: str, unit: str | None) -> None:
 @named
 @act
 async def stop(rack: Rack, node: str, unit: str | None) -> None:
-    """Stops one UNIT of NODE and waits for its end; without UNIT all of them, then the power."""
+    """Stops NODE in good order, or one UNIT of it. Waits for the end."""
     host = rack.host(node)
     for name in [unit] if unit else await host.status():
         await host.stop_unit(name)
@@ -217,7 +217,7 @@ async def stop(rack: Rack, node: str, unit: str | None) -> None:
 @named
 @act
 async def pause(rack: Rack, node: str, unit: str | None) -> None:
-    """Lets NODE, or one UNIT of it, hang: nothing ends, nothing answers."""
+    """Lets NODE, or one UNIT of it, hang. Nothing ends, nothing answers."""
     await rack.pause(node, unit, True)
 
 
