@@ -65,7 +65,7 @@ def test_there_are_command_lines() -> None:
 def test_command_lines_parse(page: Path, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(click.Path, "convert", lambda _self, value, _parameter, _context: value)  # files of the reader's
     monkeypatch.setenv("SKYRACK_SANDBOX_DIR", str(tmp_path))
-    parse(shlex.split(line.translate(str.maketrans("", "", "[]"))))
+    parse(shlex.split(line))
 
 
 @pytest.mark.parametrize(("page", "line"), mentions(), **named)
