@@ -25,7 +25,7 @@ class Reflected:
     def __init__(self, channel: grpc.Channel) -> None:
         self._channel = channel
         self._database = ProtoReflectionDescriptorDatabase(channel)
-        self._pool = DescriptorPool(self._database)  # type: ignore[no-untyped-call]
+        self._pool = DescriptorPool(self._database)
 
     def services(self) -> list[str]:
         return sorted(self._database.get_services())

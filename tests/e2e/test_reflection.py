@@ -60,10 +60,9 @@ def test_no_method_answers_without_a_token(api: Reflected, bearer: str) -> None:
     """Every method of the public API, but those by which one comes in."""
     closed = {f"{service}/{method.name}" for service in set(api.services()) - COMMON for method in api.methods(service)} - OPEN
     assert len(closed) > 80
-    metadata = {"authorization": bearer} if bearer else {}
     for method in sorted(closed):
         with pytest.raises(grpc.RpcError) as refusal:
-            api.call(method, **metadata)
+            api.call(method, None, authorization=bearer)
         assert refusal.value.code() is grpc.StatusCode.UNAUTHENTICATED, method
 
 

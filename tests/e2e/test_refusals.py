@@ -282,7 +282,7 @@ def test_upload_cut_in_the_middle(tenant: Tenant, rack: RunningRack) -> None:
             request_serializer=image_pb2.UploadImageRequest.SerializeToString,
             response_deserializer=image_pb2.Image.FromString,
         )
-        call = upload.future(half(), metadata=[("authorization", f"Bearer {token}")])
+        call = upload.future(half(), metadata=(("authorization", f"Bearer {token}"),))
         with pytest.raises(grpc.FutureCancelledError):
             call.result()
     until(lambda: images.get(image).state == "QUEUED", "it is as if nothing was sent", limit_s=60)
