@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from dataclasses import dataclass
 
@@ -44,9 +45,9 @@ class Site:
 
     def boots(self) -> int:
         """How often web-1's disk was booted, as its page says."""
-        info = self.page(path="cgi-bin/info")
-        assert "boot number " in info, "on its way down, or up"
-        return int(info.partition("boot number ")[2].split()[0])
+        told = re.search(r"boot number (\d+)", self.page(path="cgi-bin/info"))
+        assert told, "on its way down, or up"
+        return int(told[1])
 
 
 def build(rack: RunningRack, tenant: Tenant) -> Site:

@@ -202,8 +202,9 @@ def test_addresses_outside_of_their_subnet(tenant: Tenant) -> None:
 # ---------------------------------------------------------------- more than there is
 
 
-def test_flavor_that_fits_no_node_says_why(tenant: Tenant) -> None:
+def test_flavor_that_fits_no_node_says_why(tenant: Tenant, admin: Cloud) -> None:
     cloud = tenant.cloud
+    admin.quotas.update(tenant.project, {"memory_mib": -1})
     flavor = cloud.flavors.create("giant", vcpus=2, memory_mib=1 << 20, disk_gib=1)
     on_it = [ServerNetwork(network_id=tenant.network.id)]
     server = cloud.servers.create("giant", flavor=flavor, image=tenant.image, networks=on_it)
@@ -215,6 +216,7 @@ def test_flavor_that_fits_no_node_says_why(tenant: Tenant) -> None:
     assert not any(node in told for node in ("k1", "k2")), "where it failed is not the tenant's business"
     tenant.delete([server])
     cloud.flavors.delete(flavor)
+    admin.quotas.update(tenant.project, {"memory_mib": 51200})
 
 
 def test_quota_holds_against_parallel_creates(tenant: Tenant, admin: Cloud) -> None:
