@@ -1,8 +1,8 @@
 """Where a server goes. Pure: candidates and a request in, a node or a reasoned refusal out.
 
 Filters say who can hold it, in a fixed order; a node counts against the first filter that refuses it. Weights say who
-should: a node that has the image cached, then the one with most free memory, then the one with fewest servers. The same
-input gives the same answer: among equals the first by name.
+should: the one with most of its memory free (nodes within a sixteenth of each other count as equal), then the one with
+fewest servers, then one that has the image cached. The same input gives the same answer: among equals the first by name.
 """
 
 from __future__ import annotations
@@ -32,13 +32,14 @@ class Refusal:
 
 
 FILTERS = ("role", "enabled", "lost", "session", "node", "different_node", "vcpus", "memory", "disk")
+SHARES = 16  # parts of a node's memory: less of a difference does not count
 _UNITS = {"vcpus": "vCPU", "memory": "MiB", "disk": "GiB"}
 
 
 def place(candidates: Sequence[Candidate], request: Request, ratios: Ratios) -> Candidate:
     """The best node that passes every filter. Errors: NoValidHost, with counts per filter and no names of nodes."""
     best: Candidate | None = None
-    best_weight: tuple[bool, int, int] = (False, 0, 0)
+    best_weight = (0, 0, False)
     vcpu_ratio, memory_ratio, disk_ratio = ratios.vcpu, ratios.memory, ratios.disk
     vcpus, memory_mib, disk_gib, image = request.vcpus, request.memory_mib, request.disk_gib, request.image_sha256
     for c in candidates:
@@ -49,7 +50,8 @@ def place(candidates: Sequence[Candidate], request: Request, ratios: Ratios) -> 
             or not c.in_session
         ):
             continue
-        weight = (image in c.images, int(c.memory_mib * memory_ratio) - c.memory_mib_claimed, -c.servers)
+        free = 1 - c.memory_mib_claimed / (c.memory_mib * memory_ratio or 1)
+        weight = (round(free * SHARES), -c.servers, image in c.images)
         if best is not None and (weight < best_weight or (weight == best_weight and c.name > best.name)):
             continue
         if not _refused_by(c, request, ratios):

@@ -29,11 +29,26 @@ def refused(candidates: list[Candidate], request: Request = SMALL, ratios: Ratio
 
 
 def test_weights_in_their_order() -> None:
-    cached = node("k3", images=frozenset({SHA}), memory_mib_claimed=3000, servers=9)
-    roomy, busy = node("k2", servers=1), node("k1", memory_mib_claimed=512)
-    assert place([busy, roomy, cached], SMALL, Ratios()) is cached
-    assert place([busy, roomy], SMALL, Ratios()) is roomy
+    roomy = node("k3", servers=9)
+    busy = node("k2", memory_mib_claimed=1024, servers=1, images=frozenset({SHA}))
+    assert place([busy, roomy], SMALL, Ratios()) is roomy  # most memory free
+    nearly = node("k1", memory_mib_claimed=100, servers=1, images=frozenset({SHA}))
+    empty = node("k2")
+    assert place([nearly, empty], SMALL, Ratios()) is empty  # a small difference does not count: fewest servers
+    cached = node("k9", images=frozenset({SHA}))
+    assert place([empty, cached], SMALL, Ratios()) is cached
     assert place([node("b", servers=2), node("c", servers=1), node("a", servers=1)], SMALL, Ratios()).name == "a"
+
+
+def test_servers_spread() -> None:
+    """One after the other, on two nodes alike."""
+    counts = {"k1": 0, "k2": 0}
+    for _ in range(8):
+        nodes = [
+            node(n, servers=c, memory_mib_claimed=100 * c, images=frozenset({SHA} if c else ())) for n, c in counts.items()
+        ]
+        counts[place(nodes, SMALL, Ratios()).name] += 1
+    assert counts == {"k1": 4, "k2": 4}
 
 
 @pytest.mark.parametrize(("change", "name"), [
