@@ -162,7 +162,7 @@ class Reconciler:
                 self._group = group
                 group.create_task(self._hypervisor.run(watcher))
                 group.create_task(self._sweep_for_ever())
-                for server_id in list(self._dirty):
+                for server_id in sorted(self._dirty):
                     self.wake(server_id)
         finally:
             self._group = None
@@ -185,7 +185,7 @@ class Reconciler:
                 continue
             self._survey({domain.server_id: domain for domain in there})
             strangers = {domain.server_id for domain in there} | self._store.servers() | self.observed.keys()
-            for server_id in strangers | self._desired.keys():
+            for server_id in sorted(strangers | self._desired.keys()):
                 self.wake(server_id)
 
     def _survey(self, there: Mapping[str, Domain]) -> None:
@@ -365,7 +365,7 @@ class Reconciler:
         self._milestone(memory, "running")
 
     def _milestone(self, memory: Memory, name: str) -> None:
-        if name == "image" or name in memory.milestones:  # another launch begins
+        if name == "image" or (name == "running" and name in memory.milestones):  # another launch
             memory.milestones.clear()
         memory.milestones[name] = self._runtime.clock.wall_s()
 
