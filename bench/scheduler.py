@@ -6,10 +6,10 @@ import random
 import time
 from contextlib import suppress
 
-from bench.stage import median, percentile, show
 from controllerd.domain.placement import Candidate, Ratios, Request
 from controllerd.scheduler.placement import place
 from daemonkit.errors import NoValidHost
+from stage import median, percentile, show
 
 ROUNDS = 300
 IMAGE = "a" * 64
