@@ -142,7 +142,7 @@ class ServerCreate(Operation):
         usage.open_interval(tx, server)
         attachment.mark_attached(tx, server.id)
         times = launch_times(server.observed_milestones, task.step_times.get("place", server.created_at), server.observed_at)
-        for name, time in {"running": server.observed_at, **times}.items():
+        for name, time in sorted({"running": server.observed_at, **times}.items(), key=lambda step: step[1]):
             event.record_at(tx, time, f"server.{name}", task.project_id, server.id)
 
     def fail(self, tx: Tx, task: Task) -> None:

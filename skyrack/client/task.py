@@ -15,7 +15,7 @@ from skyrack.v1 import task_pb2 as pb
 class TaskStep:
     name: str
     state: str
-    """ "waiting", "running", "done" or "undone"."""
+    """ "waiting", "running", "done", "failed" or "undone"."""
     ended_at: datetime.datetime | None
 
 

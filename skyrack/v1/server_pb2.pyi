@@ -156,7 +156,7 @@ class Server(_message.Message):
     def launched_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def timeline(self) -> _containers.RepeatedCompositeFieldContainer[Global___TimelineEntry]:
-        """What happened in the last launch, in order, with milliseconds since the create was accepted."""
+        """What happened in the last launch, in order, with milliseconds since the create was accepted. Only of GetServer."""
 
     def __init__(
         self,

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Mapping
 from controllerd.api.rpc.gate import Context, Gate, page, timestamp
 from controllerd.app.history import History
 from controllerd.domain.event import Event
-from controllerd.domain.task import Task
+from controllerd.domain.task import FAILED, UNWINDING, Task
 from controllerd.tasks.operation import Operation
 from daemonkit.errors import Unauthenticated
 from skyrack.v1 import common_pb2, event_pb2, event_pb2_grpc, task_pb2, task_pb2_grpc
@@ -41,13 +41,20 @@ class TaskService(task_pb2_grpc.TaskServiceServicer):
 
 
 def _step(task: Task, number: int, name: str) -> task_pb2.TaskStep:
-    if task.state in ("UNWINDING", "FAILED"):
-        state = "undone" if number >= task.step else "done"
-    elif number == task.step and task.unfinished:
-        state = "running" if task.entered else "waiting"
-    else:
-        state = "done" if number < task.step else "waiting"
-    return task_pb2.TaskStep(name=name, state=state, ended_at=timestamp(task.step_times.get(name, 0.0)))
+    return task_pb2.TaskStep(
+        name=name, state=_step_state(task, number, name), ended_at=timestamp(task.step_times.get(name, 0.0))
+    )
+
+
+def _step_state(task: Task, number: int, name: str) -> str:
+    """While a task unwinds and after it, the first step that was never done is the one that failed."""
+    if task.state in (UNWINDING, FAILED):
+        if name in task.step_times:
+            return "undone" if task.state == FAILED or number >= task.step else "done"
+        return "failed" if number == len(task.step_times) else "waiting"
+    if number == task.step and task.unfinished:
+        return "running" if task.entered else "waiting"
+    return "done" if number < task.step or not task.unfinished else "waiting"
 
 
 def _fault(task: Task) -> common_pb2.Fault | None:
