@@ -53,7 +53,7 @@ class ComputeAgent:
 
     def desired_changed(self, mirror: desired.Mirror, changed: set[str]) -> None:
         orders: dict[str, Server | InvalidArgument | None] = {}
-        for key in changed:
+        for key in sorted(changed):
             kind, _, server_id = key.partition("/")
             if kind != KIND:
                 continue

@@ -36,7 +36,7 @@ class Link:
         self._up = True
         self._open = asyncio.Event()
         self._open.set()
-        self._streams: set[_Stream] = set()
+        self._streams: dict[_Stream, None] = {}  # in the order of their beginnings
 
     def cut(self) -> None:
         """Ends every stream and refuses new ones until `mend`."""
@@ -63,10 +63,10 @@ class Link:
             raise Unavailable("connection refused")
 
     def attach(self, stream: _Stream) -> None:
-        self._streams.add(stream)
+        self._streams[stream] = None
 
     def detach(self, stream: _Stream) -> None:
-        self._streams.discard(stream)
+        self._streams.pop(stream, None)
 
 
 class _Pipe(Generic[M]):

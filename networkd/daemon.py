@@ -1,7 +1,12 @@
-"""networkd: makes the networks of this node. Composition root: builds every room, decides nothing."""
+"""networkd: makes the networks of this node. Composition root: builds every room, decides nothing.
+
+`main` is the program; `Networkd` is the daemon without its outer skin (files of TLS, own gRPC, metrics), so that a simulation
+builds it with a fake driver, its own dialer and clock.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import logging
 import sys
@@ -17,8 +22,7 @@ from daemonkit.lifecycle import Lifecycle
 from daemonkit.rpc import Server
 from daemonkit.runtime import Runtime, system_runtime
 from daemonkit.session import Session, SessionSettings
-from daemonkit.tls import TlsFiles
-from daemonkit.transport import GrpcDialer
+from daemonkit.transport import Dialer, GrpcDialer
 from networkd.compile import metadata
 from networkd.drivers.base import Answer, Driver
 from networkd.reconcile import Reconciler
@@ -82,25 +86,32 @@ async def serve(settings: Config, life: Lifecycle) -> None:
         stack.push_async_callback(ledger.close)
         external_device = settings.gateway.external_device if settings.gateway.enabled else ""
         node = Node(settings.node, settings.vtep, settings.underlay_mtu, external_device)
-        rooms = Rooms(settings, node, runtime, ledger, tls)
-        stack.push_async_callback(rooms.driver.close)
-        for warning in await rooms.driver.open():
+        driver = _driver(settings, node, runtime, lambda *who: metadata.answer(networkd.reconciler.desired, *who))
+        networkd = Networkd(settings, node, driver, ledger, GrpcDialer(tls), runtime, program.boot_id())
+        stack.push_async_callback(driver.close)
+        for warning in await driver.open():
             log.warning("the machine", extra={"why": warning})
         await program.listen(stack, "networkd", VERSION, settings, tls, Server(runtime.new_id), [])
-        await rooms.session.restore()  # what was desired before holds before any controller answers
-        await program.until_stopped(life, rooms.standing, rooms.reconciler.run(), rooms.session.run())
+        await program.until_stopped(life, networkd.standing, networkd.run())
 
 
-class Rooms:
-    """Driver, reconciler, agent and session, wired."""
+class Networkd:
+    """The rooms, wired. `run` works until cancelled; driver and ledger must be open."""
 
-    def __init__(self, settings: Config, node: Node, runtime: Runtime, ledger: Ledger, tls: TlsFiles) -> None:
-        self.driver = _driver(settings, node, runtime, lambda *who: metadata.answer(self.reconciler.desired, *who))
+    def __init__(
+        self, settings: Config, node: Node, driver: Driver, ledger: Ledger, dialer: Dialer, runtime: Runtime, boot_id: str
+    ) -> None:
         reporter = Reporter(lambda objects: self.session.report(objects))
-        self.reconciler = Reconciler(self.driver, node, settings.data_dir / "zones.json", reporter)
+        self.reconciler = Reconciler(driver, node, settings.data_dir / "zones.json", reporter)
         agent = NetworkAgent(self.reconciler, reporter, node, settings.listen, gateway=settings.gateway.enabled)
-        where = SessionSettings(settings.node, tuple(settings.controllers), program.boot_id())
-        self.session = Session(agent, where, GrpcDialer(tls), ledger, runtime)
+        session = SessionSettings(settings.node, tuple(settings.controllers), boot_id)
+        self.session = Session(agent, session, dialer, ledger, runtime)
+
+    async def run(self) -> None:
+        await self.session.restore()  # what was desired before holds before any controller answers
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.reconciler.run())
+            group.create_task(self.session.run())
 
     async def standing(self) -> str:
         """Waits for the first pass; what stands then."""

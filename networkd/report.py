@@ -33,7 +33,7 @@ class Reporter:
 
     def expect(self, changed: set[str], desired: Desired) -> None:
         """Changed objects are PENDING until the next pass has seen them."""
-        for key in changed:
+        for key in sorted(changed):
             kind, _, identity = key.partition("/")
             if kind in ("port", "router") and (identity in desired.ports or identity in desired.routers):
                 self._objects[key] = _object(key, PENDING, "", ())

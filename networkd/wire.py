@@ -50,7 +50,7 @@ def update(held: Desired, objects: Mapping[str, agent_pb2.DesiredObject], change
     """`held` with the `changed` keys as they are in `objects`: there new, other, or gone."""
     kinds: dict[str, dict[str, Any]] = {kind: dict(getattr(held, room)) for kind, room in _ROOMS.items()}
     faults = dict(held.faults)
-    for key in changed:
+    for key in sorted(changed):
         kind, _, identity = key.partition("/")
         if kind not in kinds:
             continue

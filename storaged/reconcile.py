@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 from daemonkit.errors import CommandFailed, SkyrackError
@@ -55,7 +54,7 @@ class Reconciler:
 
     def desire(self, changed: Iterable[str], former: Mapping[str, Export]) -> None:
         """`changed`: keys whose desired state is new. `former`: those of them that were exports, as they were."""
-        for key in changed:
+        for key in sorted(changed):
             kind, _, name = key.partition("/")
             self._owed.add(key)
             units = {key} if kind != "export" else set()
@@ -198,7 +197,8 @@ class Reconciler:
 
     async def _attempt(self, volume_id: str, step: Step) -> str:
         """Why it failed, or ""."""
-        name, start_s, fault = type(step).__name__.lower(), time.perf_counter(), ""
+        clock = asyncio.get_running_loop()
+        name, start_s, fault = type(step).__name__.lower(), clock.time(), ""
         try:
             await self._do(volume_id, step)
         except CommandFailed as error:  # what a program said has paths in it: not for tenants
@@ -208,7 +208,7 @@ class Reconciler:
             fault = error.message
         except OSError as error:
             fault = error.strerror or type(error).__name__
-        duration_s = time.perf_counter() - start_s
+        duration_s = clock.time() - start_s
         metric.STEP_S.labels(name, "failed" if fault else "ok").observe(duration_s)
         facts = {"step": name, "volume": volume_id, "ms": round(duration_s * 1000, 1)}
         if fault:
@@ -258,9 +258,9 @@ class Reconciler:
         """Everything, for a whole report."""
         seen = {key: Observed(State.FAILED, why) for key, why in self.desired.refused.items()}
         volumes = self.held.keys() | self.desired.volumes.keys() | {e.volume_id for e in self.desired.exports.values()}
-        for volume_id in volumes:
+        for volume_id in sorted(volumes):
             seen |= self._observe(f"volume/{volume_id}")
-        for sha256 in self._images.held.keys() | self.desired.blobs.keys():
+        for sha256 in sorted(self._images.held.keys() | self.desired.blobs.keys()):
             seen |= self._observe(f"blob/{sha256}")
         return seen
 
@@ -284,7 +284,7 @@ class Reconciler:
         for export in exports:
             key = f"export/{export.id}"
             seen[key] = plan.observe_export(export, volume, held, self._faults.get(key) or self._faults.get(unit, ""))
-        for export_id in self._leaving:
+        for export_id in sorted(self._leaving):
             seen[f"export/{export_id}"] = plan.observe_leaving(export_id, self.held.values())
         return seen
 

@@ -35,7 +35,7 @@ def is_volume_id(text: str) -> bool:
 
 def take(desired: Desired, changed: Iterable[str], objects: Mapping[str, agent_pb2.DesiredObject]) -> None:
     """Brings `desired` up to date for the keys that changed. What can't be obeyed goes to `refused` with the reason."""
-    for key in changed:
+    for key in sorted(changed):
         kind, _, name = key.partition("/")
         if kind not in KINDS:
             continue

@@ -31,6 +31,7 @@ DELAY_MAX_S = 30.0
 FORGOTTEN_AFTER_S = 900.0  # since the last failure
 LOGINS_WAITING_MAX = 200
 CACHE_MAX = 4096
+SALT_BYTES = 16  # RFC 9106
 FAILURES_MAX = 8192
 REFUSED = "user name, password or project is wrong"
 
@@ -54,12 +55,15 @@ class Passwords:
 
     def __init__(self, cloud: Cloud) -> None:
         self._hasher = PasswordHasher(time_cost=2, memory_cost=19456, parallelism=1)
-        self._threads = cloud.runtime.threads("argon2", 2)
-        self._nobody = self._hasher.hash(cloud.runtime.new_secret())
+        self._threads, self._rng = cloud.runtime.threads("argon2", 2), cloud.runtime.rng
+        self._nobody = self._hash(cloud.runtime.new_secret())
         self._waiting = 0
 
     async def hash(self, password: str) -> str:
-        return await self._threads.run(self._hasher.hash, password)
+        return await self._threads.run(self._hash, password)
+
+    def _hash(self, password: str) -> str:
+        return self._hasher.hash(password, salt=self._rng.randbytes(SALT_BYTES))
 
     async def right(self, stored: str, password: str) -> bool:
         """`stored` "" (no such user) takes as long and is wrong. Errors: Unavailable when too many wait for their turn."""

@@ -147,7 +147,7 @@ class TaskEngine:
         while True:
             ready, self._ready = self._ready | self._overdue(), set()
             self._touched_meanwhile.clear()
-            await asyncio.gather(*(self._advance(task_id) for task_id in ready))
+            await asyncio.gather(*(self._advance(task_id) for task_id in sorted(ready)))
             if not self._ready:
                 await self._sleep()
 

@@ -29,12 +29,21 @@ log = logging.getLogger(__name__)
 UPLOADS_AT_ONCE = 4
 
 
+def room_bytes(directory: Path) -> int:
+    """Free on its file system."""
+    room = os.statvfs(directory)
+    return room.f_bavail * room.f_frsize
+
+
 class ImageStore:
     """`changed` is called with a sha256 when that blob came, went or is no longer in use."""
 
-    def __init__(self, directory: Path, reserve_bytes: int, runtime: Runtime) -> None:
+    def __init__(
+        self, directory: Path, reserve_bytes: int, runtime: Runtime, room_bytes: Callable[[Path], int] = room_bytes
+    ) -> None:
+        """`room_bytes`: how much a directory can still take; a simulation has its own."""
         self._blobs, self._incoming = directory / "blobs", directory / "incoming"
-        self._reserve_bytes = reserve_bytes
+        self._reserve_bytes, self._room_bytes = reserve_bytes, room_bytes
         self._runtime = runtime
         self._threads: Threads = runtime.threads("images", UPLOADS_AT_ONCE * LANES)
         self._held: dict[str, HeldBlob] = {}
@@ -81,8 +90,7 @@ class ImageStore:
 
     def free_bytes(self) -> int:
         """What uploads can still take."""
-        room = os.statvfs(self._blobs)
-        return max(0, room.f_bavail * room.f_frsize - self._reserve_bytes)
+        return max(0, self._room_bytes(self._blobs) - self._reserve_bytes)
 
     @asynccontextmanager
     async def receive(self, declared: str, size_bytes_max: int = 0) -> AsyncIterator[Upload]:
