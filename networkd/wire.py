@@ -82,7 +82,9 @@ def _mac(field: str, value: str) -> str:
 
 
 def _ip(field: str, value: str) -> str:
+    """An address without a zone: Python takes any text for the zone of an IPv6 address, and ours goes into rulesets."""
     try:
+        _no_zone(value)
         return str(ipaddress.ip_address(value))
     except ValueError:
         raise InvalidArgument(field, f"{value!r} is not an address") from None
@@ -98,8 +100,15 @@ def _maybe(parse: Callable[[str, str], str], field: str, value: str) -> str:
     return parse(field, value) if value else ""
 
 
+def _no_zone(value: str) -> None:
+    """Errors: ValueError."""
+    if "%" in value:
+        raise ValueError(value)
+
+
 def _cidr(field: str, value: str) -> str:
     try:
+        _no_zone(value)
         return str(ipaddress.ip_network(value, strict=False))
     except ValueError:
         raise InvalidArgument(field, f"{value!r} is not a CIDR") from None
