@@ -83,7 +83,10 @@ class Routers(Collection[Router]):
         await self._delete("DeleteRouter", pb.DeleteRouterRequest(router_id=id_of(ref)), Empty)
 
     async def add_subnet(self, ref: Ref, subnet: Ref) -> Router:
-        """Takes the subnet's gateway address. Errors: InvalidArgument (overlap, no gateway address), Conflict (joined already, address taken)."""
+        """Takes the subnet's gateway address.
+
+        Errors: InvalidArgument (overlap, no gateway address), Conflict (joined already, address taken).
+        """
         request = pb.AddRouterInterfaceRequest(router_id=id_of(ref), subnet_id=id_of(subnet))
         return await self._one("AddRouterInterface", request, pb.Router, Retry.ONCE)
 
