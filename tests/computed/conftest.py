@@ -23,7 +23,7 @@ MINI = Path(__file__).parents[2] / "images" / "mini"
 WARM = Path(tempfile.gettempdir()) / "skyrack-qemu-capabilities"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def mini_image() -> bytes:
     """The test image; built when it is not there."""
     path = MINI / "mini.qcow2"
@@ -32,7 +32,7 @@ def mini_image() -> bytes:
     return path.read_bytes()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def host() -> Iterator[Host]:
     directory = Path(tempfile.mkdtemp(prefix="cmp-", dir="/tmp"))
     directory.chmod(0o755)

@@ -39,7 +39,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         items[place] = item
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def rack() -> Iterator[RunningRack]:
     """One controller, one network node, two compute nodes, one storage node; every daemon UP."""
     if kept := os.environ.get("SKYRACK_E2E_RACK"):
@@ -60,26 +60,26 @@ def rack() -> Iterator[RunningRack]:
         shutil.rmtree(base, ignore_errors=True)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def admin(rack: RunningRack) -> Iterator[Cloud]:
     with Cloud.connect(environ=rack.env) as cloud:
         yield cloud
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def tenant(rack: RunningRack, admin: Cloud, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tenant]:
     settled = tenants.settle(rack, admin, tmp_path_factory.mktemp("tenant"))
     yield settled
     settled.cloud.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def before(rack: RunningRack, admin: Cloud, tenant: Tenant) -> Picture:
     """What the nodes hold while the tenant has no server."""
     return picture(rack, admin)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def site(rack: RunningRack, tenant: Tenant, before: Picture) -> Site:
     return sites.build(rack, tenant)
 
