@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from daemonkit.errors import SkyrackError
@@ -77,7 +77,3 @@ class Mirror:
     def become(self, other: Mirror) -> None:
         """Shows what `other` holds under this identity, which rooms may keep."""
         self.epoch, self.generation, self.objects, self.bodies = other.epoch, other.generation, other.objects, other.bodies
-
-    def of_kind(self, kind: str) -> Iterable[agent_pb2.DesiredObject]:
-        prefix = kind + "/"
-        return [spec for key, spec in self.objects.items() if key.startswith(prefix)]

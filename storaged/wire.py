@@ -29,10 +29,6 @@ def is_sha256(text: str) -> bool:
     return _SHA256.fullmatch(text) is not None
 
 
-def is_volume_id(text: str) -> bool:
-    return _ID.fullmatch(text) is not None
-
-
 def take(desired: Desired, changed: Iterable[str], objects: Mapping[str, agent_pb2.DesiredObject]) -> None:
     """Brings `desired` up to date for the keys that changed. What can't be obeyed goes to `refused` with the reason."""
     for key in sorted(changed):
