@@ -19,7 +19,9 @@ from daemonkit import config
 from daemonkit.errors import ConfigError
 from tests.computed.rig import RUNNING, Rig, inside, until
 
-PSS_MIB_MAX = 60
+# A daemon's promise is 60 MiB of PSS in a rack (bench/footprint.py). A share of the libraries' pages depends on who else runs on
+# the machine: here it is the rest that counts, what this process alone needs.
+ANONYMOUS_MIB_MAX = 45
 CPU_SHARE_MAX = 0.05  # idle it is below 0.01; other tests may share the machine
 WATCHED_S = 5.0
 
@@ -105,13 +107,13 @@ async def test_idle_footprint(rig: Rig, mini_image: bytes) -> None:
     before = cpu_s(pid)
     await asyncio.sleep(WATCHED_S)
     share = (cpu_s(pid) - before) / WATCHED_S
-    pss_mib = pss_kib(pid) / 1024
-    print(f"\ncomputed with one guest: {pss_mib:.1f} MiB PSS, {share:.2%} of a core")
-    assert pss_mib < PSS_MIB_MAX and share < CPU_SHARE_MAX
+    own_mib = anonymous_kib(pid) / 1024
+    print(f"\ncomputed with one guest: {own_mib:.1f} MiB of its own, {share:.2%} of a core")
+    assert own_mib < ANONYMOUS_MIB_MAX and share < CPU_SHARE_MAX
 
 
-def pss_kib(pid: int) -> int:
-    return int(re.findall(r"^Pss:\s+(\d+)", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.M)[0])
+def anonymous_kib(pid: int) -> int:
+    return int(re.findall(r"^Pss_Anon:\s+(\d+)", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.M)[0])
 
 
 def cpu_s(pid: int) -> float:
