@@ -19,8 +19,8 @@ from daemonkit import config
 from daemonkit.errors import ConfigError
 from tests.computed.rig import RUNNING, Rig, inside, until
 
-# A daemon's promise is 60 MiB of PSS in a rack (bench/footprint.py). A share of the libraries' pages depends on who else runs on
-# the machine: here it is the rest that counts, what this process alone needs.
+# A daemon's promise is 60 MiB of PSS in a rack (bench/footprint.py). Its share of the libraries' pages depends on who else runs
+# on the machine: here it is the rest that counts, what this process alone needs.
 ANONYMOUS_MIB_MAX = 45
 CPU_SHARE_MAX = 0.05  # idle it is below 0.01; other tests may share the machine
 WATCHED_S = 5.0
