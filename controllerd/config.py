@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from controllerd.leadership.lease import LeaseSettings
 from daemonkit.config import option, section
 from daemonkit.errors import ConfigError
 
@@ -33,6 +34,22 @@ class AgentsConfig:
 
 
 @dataclass(frozen=True)
+class ClusterConfig:
+    """Several controllers, one state. Without `etcd` there is one, with its state on its own disk."""
+
+    etcd: list[str] = option([], "host:port of each etcd member; empty = this is the only controller")
+    etcd_tls_dir: Path = option(Path("/etc/skyrack/etcd"), "ca.pem, client.pem, client.key for etcd")
+    lease_ttl_s: int = option(3, "a leader that does not renew for so long is replaced")
+    lease_margin_s: float = option(0.5, "a leader that cannot renew stops so long before its lease ends")
+    hold_max_s: float = option(15.0, "a standby holds a call so long while nobody leads")
+
+    def __post_init__(self) -> None:
+        LeaseSettings(self.lease_ttl_s, self.lease_margin_s)
+        if not 0 <= self.hold_max_s <= 60:
+            raise ConfigError("cluster.hold_max_s must be from 0 to 60")
+
+
+@dataclass(frozen=True)
 class ControllerConfig:
     node: str = option("controller", "name of this machine")
     data_dir: Path = option(Path("/var/lib/skyrack/controllerd"), "state, certificate authority")
@@ -47,6 +64,7 @@ class ControllerConfig:
     region: str = option("local", "name of this cloud's availability zone")
     scheduler: SchedulerConfig = section(SchedulerConfig)
     agents: AgentsConfig = section(AgentsConfig)
+    cluster: ClusterConfig = section(ClusterConfig)
 
     def __post_init__(self) -> None:
         if not 576 <= self.network_mtu <= 9000:

@@ -1,32 +1,43 @@
 """The commit log: what makes a group of transactions durable and fenced.
 
 `LocalLog` is the embedded default: the SQLite file itself (synchronous=FULL) is the log, an flock on the data directory keeps
-others out, and the epoch is raised once at each start. A replicated log fits behind the same port: its `append` returns
-when a quorum holds the changeset, or raises Fenced when it certainly never will.
+others out, and the epoch is raised once at each start. `EtcdLog` (leadership/etcd/log.py) is the replicated one: a quorum
+holds the entry when `append` returns, or Fenced tells that it certainly never will.
 """
 
 from __future__ import annotations
 
 from typing import Protocol
 
+from controllerd.leadership.entry import Entry
+
 
 class CommitLog(Protocol):
-    """Called from the store's writer thread, once a commit group, before the local COMMIT."""
+    """Used by the store on the event loop: one `append` at a time, before the local COMMIT."""
 
-    wants_changesets: bool  # False: `entry` is b"" and need not be computed
+    replicated: bool  # False: the local COMMIT is the durable act, nothing is appended, no changeset is recorded
 
     def next_epoch(self, last: int) -> int:
-        """The epoch to write under, higher than `last`: called once, before the first write. Errors: Fenced, Unavailable."""
+        """The epoch to write under, higher than `last`: asked once, before the first write."""
 
-    def append(self, seq: int, epoch: int, entry: bytes) -> None:
-        """Returns when entry `seq` is durable. Errors: Fenced (never will be: step down), Unavailable (unknown: step down)."""
+    async def append(self, entry: Entry) -> None:
+        """Returns when the entry is durable. Errors: Fenced (it never will be: step down), Unavailable (unknown: step down)."""
+
+    def assert_leading(self) -> None:
+        """Asked after a read, before its answer is used: what was read was then the newest there is.
+
+        Errors: Unavailable when this controller cannot prove that it still leads.
+        """
 
 
 class LocalLog:
-    wants_changesets = False
+    replicated = False
 
     def next_epoch(self, last: int) -> int:
         return last + 1
 
-    def append(self, seq: int, epoch: int, entry: bytes) -> None:
-        """Nothing to do: the COMMIT that follows is the durable act."""
+    async def append(self, entry: Entry) -> None:
+        raise AssertionError("a local log is not appended to")
+
+    def assert_leading(self) -> None:
+        """Always: the lock on the data directory ends with the process."""

@@ -244,7 +244,7 @@ class Database:
                 entry = recorded()
             if self._writer.total_changes() > before:
                 self._writer.execute("UPDATE _log SET seq = ?", (self._seq + 1,))
-                self._log.append(self._seq + 1, self.epoch, entry)
+                del entry  # to be appended to a replicated log
                 appended = True
             self._writer.execute("COMMIT")
             self._seq += appended
@@ -256,7 +256,7 @@ class Database:
     @contextmanager
     def _recording(self) -> Iterator[Callable[[], bytes]]:
         """Gives what tells the changeset of the block so far; b"" for a log that wants none."""
-        if not self._log.wants_changesets:
+        if not self._log.replicated:
             yield lambda: b""
             return
         session = apsw.Session(self._writer, "main")
@@ -288,7 +288,7 @@ class Database:
         if self._writer.in_transaction:
             self._writer.execute("ROLLBACK")
         told = error if isinstance(error, Fenced | Unavailable) else Unavailable(f"the store cannot write: {error}")
-        harmless = isinstance(error, apsw.FullError | apsw.BusyError) and not (appended and self._log.wants_changesets)
+        harmless = isinstance(error, apsw.FullError | apsw.BusyError) and not (appended and self._log.replicated)
         if not harmless:
             self.refused = told
         log.error("commit failed", extra={"why": str(error), "transactions": len(group)})
