@@ -1,4 +1,4 @@
-"""A controller as the others see it: who it is, where it answers, how far its copy is. Stored in the consensus store as JSON."""
+"""A controller as the others see it: who it is, where it answers, how far its copy is. Kept in the consensus store as JSON."""
 
 from __future__ import annotations
 
