@@ -50,8 +50,7 @@ def place(candidates: Sequence[Candidate], request: Request, ratios: Ratios) -> 
             or not c.in_session
         ):
             continue
-        free = 1 - c.memory_mib_claimed / (c.memory_mib * memory_ratio or 1)
-        weight = (round(free * SHARES), -c.servers, image in c.images)
+        weight = (share_free(c, ratios), -c.servers, image in c.images)
         if best is not None and (weight < best_weight or (weight == best_weight and c.name > best.name)):
             continue
         if not _refused_by(c, request, ratios):
@@ -59,6 +58,11 @@ def place(candidates: Sequence[Candidate], request: Request, ratios: Ratios) -> 
     if best is None:
         raise refusal(refusals(candidates, request, ratios))
     return best
+
+
+def share_free(c: Candidate, ratios: Ratios) -> int:
+    """How many of SHARES parts of the memory that can be given out are free."""
+    return round((1 - c.memory_mib_claimed / (c.memory_mib * ratios.memory or 1)) * SHARES)
 
 
 def _refused_by(c: Candidate, r: Request, ratios: Ratios) -> str:

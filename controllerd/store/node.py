@@ -103,14 +103,18 @@ def is_lost(tx: Tx, node_id: str, kind: str) -> bool:
     return value is None or bool(value)
 
 
-def holdings(tx: Tx) -> dict[str, Row]:
-    """node id -> {vcpus, memory_mib, disk_gib, servers}: what is claimed there, tombstones included."""
+def holdings(tx: Tx, among: str = "") -> dict[str, Row]:
+    """node id -> {vcpus, memory_mib, disk_gib, servers}: what is claimed there, tombstones included.
+
+    `among`: a JSON list of node ids, "" = all.
+    """
+    which = " WHERE node_id IN (SELECT value FROM json_each(?1))" if among else ""
     sql = (
         "SELECT node_id, sum(vcpus) AS vcpus, sum(memory_mib) AS memory_mib, sum(disk_gib) AS disk_gib, sum(live) AS servers"
-        " FROM (SELECT node_id, vcpus, memory_mib, disk_gib, 1 AS live FROM claim"
-        " UNION ALL SELECT node_id, vcpus, memory_mib, disk_gib, 0 FROM tombstone) GROUP BY node_id"
+        f" FROM (SELECT node_id, vcpus, memory_mib, disk_gib, 1 AS live FROM claim{which}"
+        f" UNION ALL SELECT node_id, vcpus, memory_mib, disk_gib, 0 FROM tombstone{which}) GROUP BY node_id"
     )
-    return {row["node_id"]: row for row in tx.each(sql)}
+    return {row["node_id"]: row for row in (tx.each(sql, among) if among else tx.each(sql))}
 
 
 def holds_anything(tx: Tx, node_id: str) -> bool:

@@ -8,13 +8,15 @@ and starts in one go. Whatever fails, the node is told to remove all of it, and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from controllerd.domain.placement import Candidate, Ratios, Request
 from controllerd.domain.server import ACTIVE, BUILD, ERROR, POWER_PREPARED, POWER_RUNNING, Server, launch_times
 from controllerd.domain.task import Task
 from controllerd.scheduler.placement import place, refusals
+from controllerd.scheduler.stock import Stock
 from controllerd.store import attachment, claim, event, node, port, usage
 from controllerd.store import server as server_store
 from controllerd.store.database import Tx
@@ -22,6 +24,8 @@ from controllerd.store.server import SERVERS
 from controllerd.tasks.operation import Operation, Step
 from controllerd.tasks.server_delete import TakeBack, is_gone, tell_absent
 from daemonkit.errors import NodeFailed, NodeLost, NoValidHost, Unavailable
+
+log = logging.getLogger(__name__)
 
 KIND = "server_create"
 DEADLINE_S = 300.0
@@ -38,17 +42,19 @@ class Place(Step):
     def do(self, tx: Tx, task: Task) -> None:
         """Errors: NoValidHost; Unavailable while a node that would do is away for a moment."""
         server = SERVERS.get(tx, task.resource_id)
-        candidates, request = claim.candidates(tx), request_of(tx, server)
+        stock, request = claim.board(tx, lambda: Stock(self._ratios)), request_of(tx, server)
         try:
-            chosen = place(candidates, request, self._ratios)
+            chosen = stock.find(request)
         except NoValidHost:
-            self._wait_for_absent(candidates, request)
+            self._wait_for_absent(stock, request)
             raise
-        claim.hold(tx, server, chosen.node_id)
+        if not claim.hold(tx, server, chosen.node_id, self._ratios):
+            log.error("a node has less left than the scheduler thought", extra={"node": chosen.name, "server": server.id})
+            raise Unavailable("the node that was chosen is full")
         server_store.change(tx, server, node_id=chosen.node_id)
         event.record(tx, "server.scheduled", task.project_id, server.id)
 
-    def _wait_for_absent(self, candidates: Sequence[Candidate], request: Request) -> None:
+    def _wait_for_absent(self, candidates: Iterable[Candidate], request: Request) -> None:
         away = [replace(c, in_session=True) for c in candidates if not c.in_session and not c.lost]
         try:
             place(away, request, self._ratios)
