@@ -1,22 +1,21 @@
 """`skyrack-controllerd bootstrap`: what must be there before the first start. Running it again changes nothing.
 
-Makes the certificate authority, this controller's certificate, the project and user "admin" with a random password (written
-to a file only root reads, nowhere else), and the usual public flavors.
+Makes the certificate authorities, this controller's certificates (those for etcd when the configuration names its members), the
+project and user "admin" with a random password (written to a file only root reads, nowhere else), and the usual public flavors.
+What an earlier version did not make yet is added. A controller that came by a bundle gets certificates only.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 from collections.abc import Sequence
 from pathlib import Path
 
-from cryptography import x509
-
-from controllerd.agents.authority import Authority
+from controllerd import certificate
 from controllerd.app.cloud import Cloud
 from controllerd.app.login import Passwords
 from controllerd.app.security_group import ensure_default
+from controllerd.bundle import is_member
 from controllerd.config import ControllerConfig
 from controllerd.domain.flavor import Flavor
 from controllerd.domain.project import Project
@@ -39,48 +38,42 @@ async def bootstrap(config: ControllerConfig, names: Sequence[str], admin_env: P
     """`names`: further host names and addresses the API certificate is good for. Gives a line for people."""
     directory = DataDirectory(config.data_dir)
     try:
-        authority = Authority(config.data_dir / "ca", runtime)
-        if not authority.exists():
-            authority.create()
-        if not (config.tls_dir / "node.pem").exists():
-            issue_own(config, authority, names)
-        if not await _first_rows(config, admin_env, runtime):
-            return "this controller is set up already; nothing was changed"
+        added = issue_missing(config, names, runtime)
+        if not is_member(config) and await _first_rows(config, admin_env, runtime):
+            return f"ready; the admin's access is in {admin_env}"
     finally:
         directory.close()
-    return f"ready; the admin's access is in {admin_env}"
+    return f"added: {', '.join(added)}" if added else "this controller is set up already; nothing was changed"
 
 
-def issue_own(config: ControllerConfig, authority: Authority, names: Sequence[str]) -> None:
-    """This controller's own certificate; also the one the public API shows."""
-    key = tls.new_key()
-    told = [address.rpartition(":")[0].strip("[]") for address in (config.advertise_api, config.advertise_agents)]
-    hosts = [*told, *names, "localhost", "127.0.0.1"]
-    pem, _serial = authority.issue(key.public_key(), config.node, ["controller"], _alternatives(config.node, hosts))
-    tls.write_private(config.tls_dir / "ca.pem", authority.certificate_pem())
-    tls.write_private(config.tls_dir / "node.key", tls.key_pem(key))
-    tls.write_private(config.tls_dir / "node.pem", pem)
-
-
-def _alternatives(node: str, hosts: Sequence[str]) -> x509.SubjectAlternativeName:
-    entries: list[x509.GeneralName] = [x509.DNSName(node)]
-    for host in dict.fromkeys(h for h in hosts if h and h != node):
-        try:
-            entries.append(x509.IPAddress(ipaddress.ip_address(host)))
-        except ValueError:
-            entries.append(x509.DNSName(host))
-    return x509.SubjectAlternativeName(entries)
+def issue_missing(config: ControllerConfig, names: Sequence[str], runtime: Runtime) -> list[str]:
+    """Authorities and this controller's own certificates. Gives what was not there."""
+    added = []
+    cloud, etcd = certificate.cloud_authority(config, runtime), certificate.etcd_authority(config, runtime)
+    for authority, title in ((cloud, "certificate authority"), (etcd, "certificate authority of etcd")):
+        if not authority.exists():
+            authority.create()
+            added.append(title)
+    hosts = certificate.hosts(config, names)
+    if certificate.missing(config, certificate.NODE_FILES):
+        certificate.write(config, certificate.node_files(cloud, config.node, hosts))
+        added.append("certificate of this controller")
+    if config.cluster.etcd and certificate.missing(config, certificate.ETCD_FILES):
+        certificate.write(config, certificate.etcd_files(etcd, config.node, hosts))
+        added.append("certificates for etcd")
+    return added
 
 
 async def _first_rows(config: ControllerConfig, admin_env: Path, runtime: Runtime) -> bool:
     """False when there are users already. The password is on disk before it counts: it can't be lost in between."""
-    database = Database(config.data_dir / "state.db", LocalLog(), runtime)
+    path = config.data_dir / "state.db"
+    if identity.has_users(path):  # asked without opening it as ours: it may be a copy of the others' state
+        return False
+    database = Database(path, LocalLog(), runtime)
     await database.open()
     commits = asyncio.get_running_loop().create_task(database.run())
     passwords = Passwords(Cloud(database, runtime))
     try:
-        if await database.read(lambda tx: tx.value("SELECT 1 FROM user LIMIT 1")):
-            return False
         password = runtime.new_secret(18)
         hashed = await passwords.hash(password)
         tls.write_private(admin_env, _env(config, password).encode())

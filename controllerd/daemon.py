@@ -3,6 +3,8 @@
     skyrack-controllerd --config FILE
     skyrack-controllerd --print-config
     skyrack-controllerd bootstrap --config FILE --admin-env FILE [--api-name NAME...]
+    skyrack-controllerd bundle NAME --address IP [--address IP...] --config FILE [-o FILE]
+    skyrack-controllerd bootstrap --bundle FILE --config FILE
 
 Two gRPC servers: the public API (TLS; callers show a token) and the agent service (mutual TLS; callers are nodes).
 """
@@ -36,15 +38,16 @@ from controllerd.api.rpc.security_group import SecurityGroupService
 from controllerd.api.rpc.server import ServerService
 from controllerd.api.rpc.volume import VolumeService
 from controllerd.bootstrap import bootstrap
+from controllerd.bundle import install_bundle, make_bundle
 from controllerd.config import ControllerConfig
 from controllerd.controller import Controller
 from controllerd.leadership.commit_log import LocalLog
 from daemonkit import log, metrics, rpc
 from daemonkit.config import describe, load
-from daemonkit.errors import SkyrackError
+from daemonkit.errors import ConfigError, SkyrackError
 from daemonkit.lifecycle import DataDirectory, Lifecycle, run
 from daemonkit.runtime import Runtime, system_runtime
-from daemonkit.tls import TlsFiles
+from daemonkit.tls import TlsFiles, write_private
 from skyrack.v1 import (
     agent_pb2_grpc,
     event_pb2_grpc,
@@ -152,8 +155,8 @@ def main() -> int:
     try:
         config = load(ControllerConfig, arguments.config)
         log.setup("controllerd", config.log_level)
-        if arguments.act == "bootstrap":
-            print(asyncio.run(bootstrap(config, arguments.api_name, arguments.admin_env, system_runtime())))
+        if arguments.act != "serve":
+            print(_set_up(config, arguments), file=sys.stderr if arguments.act == "bundle" else sys.stdout)
             return 0
     except SkyrackError as error:
         print(f"cannot start: {error.message}", file=sys.stderr)
@@ -161,15 +164,44 @@ def main() -> int:
     return run(lambda life: serve(config, life, system_runtime()))
 
 
+def _set_up(config: ControllerConfig, arguments: argparse.Namespace) -> str:
+    """Gives a line for people. Errors: ConfigError."""
+    try:
+        if arguments.act == "bundle":
+            bundle = make_bundle(config, arguments.name, arguments.address, system_runtime())
+            return _write_bundle(arguments.output or f"{arguments.name}.bundle", bundle)
+        if arguments.bundle:
+            given = sys.stdin.buffer.read() if arguments.bundle == "-" else Path(arguments.bundle).read_bytes()
+            return install_bundle(config, given)
+    except OSError as error:
+        raise ConfigError(f"{error.filename or 'bundle'}: {error.strerror}") from None
+    return asyncio.run(bootstrap(config, arguments.api_name, arguments.admin_env, system_runtime()))
+
+
+def _write_bundle(output: str, bundle: bytes) -> str:
+    if output == "-":
+        sys.stdout.buffer.write(bundle)
+        return "whoever reads this can issue certificates of this cloud"
+    write_private(Path(output), bundle)
+    return f"{output}: whoever has it can issue certificates of this cloud; remove it after use"
+
+
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="skyrack-controllerd", description="The controller of a Skyrack cloud.")
-    parser.add_argument("act", nargs="?", choices=["serve", "bootstrap"], default="serve")
+    parser.add_argument("act", nargs="?", choices=["serve", "bootstrap", "bundle"], default="serve")
+    parser.add_argument("name", nargs="?", help="bundle: name of the controller that it is for")
     parser.add_argument("--config", type=Path, default=Path("/etc/skyrack/controllerd.toml"))
     parser.add_argument("--print-config", action="store_true", help="print every option with its default, and end")
     env = Path("/etc/skyrack/admin.env")
     parser.add_argument("--admin-env", type=Path, default=env, help="bootstrap: where the admin's access is written")
     parser.add_argument("--api-name", action="append", default=[], help="bootstrap: a further name or address of the API")
-    return parser.parse_args()
+    parser.add_argument("--bundle", metavar="FILE", help="bootstrap: as another controller made it; - = standard input")
+    parser.add_argument("--address", action="append", default=[], help="bundle: an address or name of that controller")
+    parser.add_argument("-o", "--output", metavar="FILE", help="bundle: default NAME.bundle; - = standard output")
+    arguments = parser.parse_args()
+    if (arguments.name is not None) != (arguments.act == "bundle"):
+        parser.error("bundle needs the name of a controller" if arguments.act == "bundle" else f"unknown: {arguments.name}")
+    return arguments
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
-"""The built-in certificate authority: an ECDSA P-256 key on the controller's disk, 0600.
+"""The built-in certificate authorities: an ECDSA P-256 key each, on the controllers' disks, 0600.
 
-Node certificates carry keyEncipherment besides digitalSignature because libvirt's check of QEMU's TLS files asks for it.
+One signs the nodes' certificates. The other signs what opens etcd and goes to controllers only: with its own certificate no
+other node gets in there. Node certificates carry keyEncipherment besides digitalSignature because libvirt's check of QEMU's
+TLS files asks for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import cast
@@ -22,15 +24,19 @@ from daemonkit.runtime import Runtime
 
 CA_DAYS = 3650
 NODE_DAYS = 365
+ETCD_DAYS = CA_DAYS  # a quorum whose certificates all end in one night is a cloud without a controller
 BACKDATED = timedelta(hours=1)  # so that a node whose clock is behind accepts it
 CSR_BYTES_MAX = 16 << 10
 KEY_BITS_MIN = 256
+SERVER, CLIENT = ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH
 
 
 class Authority:
-    def __init__(self, directory: Path, runtime: Runtime) -> None:
-        self._key_path, self._certificate_path = directory / "ca.key", directory / "ca.pem"
-        self._runtime = runtime
+    """`name`: of its files, NAME.key and NAME.pem. `title`: what its certificate calls it."""
+
+    def __init__(self, directory: Path, runtime: Runtime, name: str = "ca", title: str = "Skyrack CA") -> None:
+        self._key_path, self._certificate_path = directory / f"{name}.key", directory / f"{name}.pem"
+        self._runtime, self._title = runtime, title
 
     def exists(self) -> bool:
         return self._certificate_path.exists() and self._key_path.exists()
@@ -39,7 +45,7 @@ class Authority:
         """A new key and self-signed certificate. The key is written first: without the certificate it counts for nothing."""
         key = tls.new_key()
         name = x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, "skyrack"),
-                          x509.NameAttribute(NameOID.COMMON_NAME, "Skyrack CA")])  # fmt: skip
+                          x509.NameAttribute(NameOID.COMMON_NAME, self._title)])  # fmt: skip
         usage = _usage(certificate_sign=True)
         builder = self._builder(name, CA_DAYS).issuer_name(name).public_key(key.public_key())
         builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
@@ -50,24 +56,30 @@ class Authority:
 
     def certificate_pem(self) -> bytes:
         """Errors: ConfigError before bootstrap."""
-        try:
-            return self._certificate_path.read_bytes()
-        except OSError as error:
-            raise ConfigError(f"{self._certificate_path}: {error.strerror}; run `skyrack-controllerd bootstrap`") from None
+        return self._read(self._certificate_path)
+
+    def key_pem(self) -> bytes:
+        """For another controller, which is to issue certificates too. Errors: ConfigError before bootstrap."""
+        return self._read(self._key_path)
 
     def issue(
-        self, public_key: ec.EllipticCurvePublicKey, node: str, roles: Iterable[str], names: x509.SubjectAlternativeName
+        self,
+        public_key: ec.EllipticCurvePublicKey,
+        node: str,
+        roles: Iterable[str],
+        names: x509.SubjectAlternativeName,
+        *,
+        uses: Sequence[x509.ObjectIdentifier] = (SERVER, CLIENT),
+        days: int = NODE_DAYS,
     ) -> tuple[bytes, int]:
         """A node certificate in PEM, and its serial number."""
         ca = x509.load_pem_x509_certificate(self.certificate_pem())
-        signer = cast(
-            ec.EllipticCurvePrivateKey, serialization.load_pem_private_key(self._key_path.read_bytes(), password=None)
-        )
-        builder = self._builder(tls.subject(node, roles), NODE_DAYS).issuer_name(ca.subject).public_key(public_key)
+        signer = cast(ec.EllipticCurvePrivateKey, serialization.load_pem_private_key(self.key_pem(), password=None))
+        builder = self._builder(tls.subject(node, roles), days).issuer_name(ca.subject).public_key(public_key)
         builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         builder = builder.add_extension(_usage(certificate_sign=False), critical=True)
-        both = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])
-        builder = builder.add_extension(both, critical=False).add_extension(names, critical=False)
+        builder = builder.add_extension(x509.ExtendedKeyUsage(uses), critical=False)
+        builder = builder.add_extension(names, critical=False)
         issuer_key = x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key())
         certificate = builder.add_extension(issuer_key, critical=False).sign(signer, hashes.SHA256())
         return _pem(certificate), certificate.serial_number
@@ -77,6 +89,12 @@ class Authority:
         request = read_request(csr_pem, node)
         names = request.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         return self.issue(cast(ec.EllipticCurvePublicKey, request.public_key()), node, roles, names)
+
+    def _read(self, path: Path) -> bytes:
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise ConfigError(f"{path}: {error.strerror}; run `skyrack-controllerd bootstrap`") from None
 
     def _builder(self, subject: x509.Name, days: int) -> x509.CertificateBuilder:
         now = datetime.fromtimestamp(self._runtime.clock.wall_s(), UTC)

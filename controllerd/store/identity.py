@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import apsw
+
 from controllerd.domain.project import Project
 from controllerd.domain.user import Token, User
 from controllerd.store.database import Tx
 from controllerd.store.table import Table
+from daemonkit.errors import ConfigError
 
 PROJECTS = Table(Project, "project", "project")
 USERS = Table(User, "user", "user")
@@ -13,6 +18,21 @@ TOKENS = Table(Token, "token", "token", key="hash")
 
 # What must be empty before a project may go.
 _HOLDINGS = ("server", "volume", "image", "port", "router", "floating_ip", "subnet", "network")
+
+
+def has_users(path: Path) -> bool:
+    """Whether the file is a cloud's state; it is only looked at. Errors: ConfigError (damaged)."""
+    if not path.exists():
+        return False
+    try:
+        connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
+        try:
+            known = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'user'").fetchone()
+            return known is not None and connection.execute("SELECT 1 FROM user LIMIT 1").fetchone() is not None
+        finally:
+            connection.close()
+    except apsw.Error as error:
+        raise ConfigError(f"{path}: {error}") from None
 
 
 def project_named(tx: Tx, name_or_id: str) -> Project | None:
