@@ -96,6 +96,12 @@ class OutOfSpace(SkyrackError):
     reason = "OUT_OF_SPACE"
 
 
+class TooLarge(SkyrackError):
+    """One transaction changes more than the log takes at once. Nothing of it was done; ask for less at a time."""
+
+    reason = "TOO_LARGE"
+
+
 class NodeFailed(SkyrackError):
     """A node could not do what it was told for a server; the message is the node's."""
 
@@ -121,9 +127,23 @@ class StorageFailed(SkyrackError):
 
 
 class Unavailable(SkyrackError):
-    """Transient: the same call may succeed later. Tasks retry it until their deadline."""
+    """Transient: the same call may succeed later. Tasks retry it until their deadline.
+
+    `retry_s`: when it is worth trying again (google.rpc.RetryInfo), 0 = not said.
+    """
 
     reason = "UNAVAILABLE"
+    retry_s: float = 0.0
+
+
+class NoLeader(Unavailable):
+    """No controller leads now. The call was certainly not carried out, so whatever it was, it may be sent again."""
+
+    reason = "NO_LEADER"
+
+    def __init__(self, retry_s: float) -> None:
+        super().__init__(f"no controller leads now; try again in {retry_s:g} s")
+        self.retry_s = retry_s
 
 
 class DeadlineExceeded(SkyrackError):
@@ -168,6 +188,6 @@ BY_REASON: dict[str, type[SkyrackError]] = {
     cls.reason: cls
     for cls in (
         SkyrackError, InvalidArgument, Unauthenticated, Forbidden, NotFound, AlreadyExists, Conflict, QuotaExceeded,
-        NoValidHost, OutOfSpace, NetworkFailed, StorageFailed, Unavailable, DeadlineExceeded, NotLeader, Fenced,
+        NoValidHost, OutOfSpace, NetworkFailed, StorageFailed, Unavailable, NoLeader, DeadlineExceeded, NotLeader, Fenced,
     )
 }  # fmt: skip

@@ -76,7 +76,7 @@ def code_of(error: errors.SkyrackError) -> grpc.StatusCode:
 
 
 def to_status(error: errors.SkyrackError) -> Any:
-    """A rich status: ErrorInfo(reason, metadata), and BadRequest naming the field where there is one."""
+    """A rich status: ErrorInfo(reason, metadata), BadRequest naming the field, RetryInfo: each where there is one."""
     number, _text = code_of(error).value
     metadata = {key: _short(value, VALUE_BYTES_MAX) for key, value in error.metadata.items()}
     status = status_pb2.Status(code=number, message=_short(error.message, MESSAGE_BYTES_MAX))
@@ -85,6 +85,10 @@ def to_status(error: errors.SkyrackError) -> Any:
         why = _short(error.why, VALUE_BYTES_MAX)
         violation = error_details_pb2.BadRequest.FieldViolation(field=_short(error.field, VALUE_BYTES_MAX), description=why)
         status.details.add().Pack(error_details_pb2.BadRequest(field_violations=[violation]))
+    if isinstance(error, errors.Unavailable) and error.retry_s > 0:
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.FromMilliseconds(round(error.retry_s * 1000))
+        status.details.add().Pack(retry)
     return rpc_status.to_status(status)
 
 
@@ -98,7 +102,7 @@ def from_rpc_error(error: grpc.RpcError) -> errors.SkyrackError:
     for detail in status.details if status else ():
         info = error_details_pb2.ErrorInfo()
         if detail.Unpack(info) and info.domain == DOMAIN:
-            return _rebuild(info.reason, status.message, dict(info.metadata))
+            return _rebuild(info.reason, status.message, dict(info.metadata), status)
     code = error.code()
     plain = {
         grpc.StatusCode.PERMISSION_DENIED: errors.Forbidden,
@@ -115,7 +119,7 @@ def _rich_status(error: grpc.RpcError) -> Any:
         return None
 
 
-def _rebuild(reason: str, message: str, metadata: dict[str, str]) -> errors.SkyrackError:
+def _rebuild(reason: str, message: str, metadata: dict[str, str], status: Any) -> errors.SkyrackError:
     """Without the class's own __init__: its arguments are already in the message and the metadata."""
     cls = errors.BY_REASON.get(reason, errors.SkyrackError)
     rebuilt = cls.__new__(cls)
@@ -127,7 +131,15 @@ def _rebuild(reason: str, message: str, metadata: dict[str, str]) -> errors.Skyr
     if isinstance(rebuilt, errors.NotLeader):
         epoch = metadata.get("epoch", "")
         rebuilt.leader, rebuilt.epoch = metadata.get("leader", ""), int(epoch) if epoch.isdecimal() else 0
+    if isinstance(rebuilt, errors.Unavailable):
+        rebuilt.retry_s = _retry_s(status)
     return rebuilt
+
+
+def _retry_s(status: Any) -> float:
+    retry = error_details_pb2.RetryInfo()
+    found = any(detail.Unpack(retry) for detail in status.details)
+    return retry.retry_delay.ToMilliseconds() / 1000 if found else 0.0
 
 
 class Guard(grpc.aio.ServerInterceptor):
@@ -257,6 +269,11 @@ class Server:
         await self.grpc.start()
         for name in ("", *service_names):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+
+    async def tell(self, name: str, serving: bool) -> None:
+        """Health of `name`, which need not be a service. Those given to `start` are SERVING from then on."""
+        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        await self._health.set(name, status)
 
     async def stop(self, grace_s: float = 1.0) -> None:
         await self._health.enter_graceful_shutdown()
