@@ -9,6 +9,7 @@ spares the database, and is dropped whole whenever a commit touched identity.
 from __future__ import annotations
 
 import logging
+from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -56,7 +57,7 @@ class Passwords:
     def __init__(self, cloud: Cloud) -> None:
         self._hasher = PasswordHasher(time_cost=2, memory_cost=19456, parallelism=1)
         self._threads, self._rng = cloud.runtime.threads("argon2", 2), cloud.runtime.rng
-        self._nobody = self._hash(cloud.runtime.new_secret())
+        self._nobody = self._of_no_password()
         self._waiting = 0
 
     async def hash(self, password: str) -> str:
@@ -64,6 +65,13 @@ class Passwords:
 
     def _hash(self, password: str) -> str:
         return self._hasher.hash(password, salt=self._rng.randbytes(SALT_BYTES))
+
+    def _of_no_password(self) -> str:
+        """A hash like any other, which takes as long to look at, but made at once: its digest is random."""
+        hasher = self._hasher
+        salt, digest = (b64encode(self._rng.randbytes(size)).decode().rstrip("=") for size in (SALT_BYTES, hasher.hash_len))
+        costs = f"m={hasher.memory_cost},t={hasher.time_cost},p={hasher.parallelism}"
+        return f"$argon2id$v=19${costs}${salt}${digest}"
 
     async def right(self, stored: str, password: str) -> bool:
         """`stored` "" (no such user) takes as long and is wrong. Errors: Unavailable when too many wait for their turn."""
@@ -154,7 +162,7 @@ class Login:
         """Errors: Unauthenticated for an unknown, expired or revoked token (which is not told)."""
         digest = secret_hash(token)
         cached = self._cache.get(digest)
-        now_s = self._runtime.clock.wall_s()
+        now_s = self._db.now_s()
         if cached and cached[1] > now_s:
             return cached[0]
         drops = self._drops

@@ -16,8 +16,9 @@ from controllerd.app.cloud import Once
 from controllerd.app.server import NewServer, Wish
 from controllerd.domain.page import Page
 from controllerd.domain.policy import SYSTEM, Caller
-from tests.daemonkit.virtual import EPOCH_S
-from tests.simulation.rack import Rack, RepeatableLoop
+from skyrack.testing.virtual import EPOCH_S, RepeatableLoop
+from storaged.drivers.fake import FakeVolumes
+from tests.simulation.world import World
 
 ANEW = Once("", "", "")
 PATIENCE_S = 300.0  # of virtual time
@@ -65,8 +66,8 @@ class Outcome:
 
 def run(directory: Path, seed: int) -> Outcome:
     async def live() -> Outcome:
-        async with Rack(directory, seed).up() as rack:
-            return await Story(rack).tell()
+        async with World(directory, seed).up() as world:
+            return await Story(world).tell()
 
     with asyncio.Runner(loop_factory=RepeatableLoop) as runner:
         return runner.run(live())
@@ -84,13 +85,17 @@ async def until(probe: Callable[[], Awaitable[Any]], what: str) -> Any:
 
 
 class Story:
-    def __init__(self, rack: Rack) -> None:
-        self._rack = rack
+    def __init__(self, world: World) -> None:
+        self._world, self._rack = world, world.rack
 
     @property
     def _cloud(self) -> Any:
         """The controller that lives now."""
-        return self._rack.controller
+        return self._world.controller
+
+    @property
+    def _volumes(self) -> FakeVolumes:
+        return self._rack.volumes["s1"]
 
     async def tell(self) -> Outcome:
         await until(self._all_in_session, "every agent in session")
@@ -178,7 +183,7 @@ class Story:
         return self._rack.machines[view.node_name]
 
     def _exports(self) -> set[str]:
-        return {e.name for exports in self._rack.volumes.exports.values() for e in exports.values()}
+        return {e.name for exports in self._volumes.exports.values() for e in exports.values()}
 
     async def _hold(self, expected: dict[str, int]) -> None:
         """The quotas' count is exact."""
@@ -198,20 +203,20 @@ class Story:
         crowd = await asyncio.gather(*(self._launch(f"crowd-{number}") for number in range(CROWD)))
         await self._hold(sizes)
         half, rest = crowd[: CROWD // 2], crowd[CROWD // 2 :]
-        await asyncio.sleep(self._rack.dice.uniform(0.0, LAUNCH_S))
+        await asyncio.sleep(self._world.dice.uniform(0.0, LAUNCH_S))
         await asyncio.gather(*(self._delete(server_id) for server_id in half))
         await asyncio.gather(*(self._reach(server_id, "ACTIVE") for server_id in rest))
         await asyncio.gather(*(self._delete(server_id) for server_id in rest))
         await self._hold(IN_USE)
 
     async def _controller_dies_while_it_creates(self) -> None:
-        rack = self._rack
+        world = self._world
         late = await self._launch("late")
-        await asyncio.sleep(rack.dice.uniform(0.0, LAUNCH_S))
+        await asyncio.sleep(world.dice.uniform(0.0, LAUNCH_S))
         self._killed_in = (await self._cloud.servers.get(self._ann, late)).state
-        await rack.kill_controller()
-        await asyncio.sleep(rack.dice.uniform(0.1, 10.0))
-        await rack.start_controller()
+        await world.seat.kill()
+        await asyncio.sleep(world.dice.uniform(0.1, 10.0))
+        await world.seat.start()
         await self._reach(late, "ACTIVE")
         await self._hold(IN_USE | {"servers": 3, "vcpus": 3, "memory_mib": 1536})
         await self._delete(late)
@@ -220,7 +225,7 @@ class Story:
     async def _node_is_cut_off(self) -> None:
         view = await self._cloud.servers.get(SYSTEM, self._web)
         link = self._rack.link(view.node_name)
-        if self._rack.dice.random() < 0.5:
+        if self._world.dice.random() < 0.5:
             link.cut()
         else:
             link.hold()
@@ -234,9 +239,9 @@ class Story:
         view = await self._cloud.servers.get(SYSTEM, self._db)
         starts = self._rack.machines[view.node_name].calls.count(("start", self._db))
         await self._rack.kill(f"computed-{view.node_name}")
-        await asyncio.sleep(self._rack.dice.uniform(0.0, 10.0))
-        await self._rack.start_computed(view.node_name)
-        self._rack.volumes.crash()
+        await asyncio.sleep(self._world.dice.uniform(0.0, 10.0))
+        await self._rack.start(f"computed-{view.node_name}")
+        self._volumes.crash()
         await self._reach(self._db, "ACTIVE")
         await until(self._served, "the volume's export")
         assert self._rack.machines[view.node_name].calls.count(("start", self._db)) == starts
@@ -271,7 +276,7 @@ class Story:
         await self._hold(IN_USE | dict.fromkeys(("servers", "vcpus", "memory_mib", "volumes", "volume_gib", "floating_ips"), 0))
         for machine in self._rack.machines.values():
             assert not machine.domains and not machine.root_disks and not machine.config_drives
-        assert not self._rack.volumes.sizes and not self._exports()
+        assert not self._volumes.sizes and not self._exports()
 
     async def _nothing_left(self) -> bool:
         left = await self._cloud.database.read(lambda tx: {name: tx.all(sql) for name, sql in LEFT.items()})

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from argon2 import extract_parameters
 from google.protobuf.empty_pb2 import Empty
 
 from controllerd.app.cloud import Once
@@ -33,6 +34,13 @@ async def test_a_token_from_login_to_revocation(api: Api) -> None:
     assert shown.user_name == "alpha-member" and not shown.token and shown.expires_at == token.expires_at
     await api.stub.RevokeToken(Empty(), metadata=bearer(token.token))
     assert (await refusal(api.stub.GetToken(Empty(), metadata=bearer(token.token)))).code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+async def test_a_wrong_name_costs_as_much_as_a_wrong_password(api: Api) -> None:
+    passwords = api.controller.passwords
+    real, nobodys = (extract_parameters(stored) for stored in (await passwords.hash("x" * 12), passwords._nobody))
+    assert nobodys == real
+    assert not await passwords.right("", "x" * 12)
 
 
 async def test_every_wrong_login_looks_the_same(api: Api) -> None:
