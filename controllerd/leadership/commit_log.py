@@ -1,7 +1,7 @@
 """The commit log: what makes a group of transactions durable and fenced.
 
 `LocalLog` is the embedded default: the SQLite file itself (synchronous=FULL) is the log, an flock on the data directory keeps
-others out, and the epoch is raised once at each start. `EtcdLog` (leadership/etcd/log.py) is the replicated one: a quorum
+others out, and the epoch is raised once at each start. `ReplicatedLog` is the one of several controllers: a quorum
 holds the entry when `append` returns, or Fenced tells that it certainly never will.
 """
 
