@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from controllerd.domain.node import Node
+from controllerd.store import recovery
 from controllerd.store.database import STORE_ERRORS, Tx
 from daemonkit.errors import InvalidArgument
 from skyrack.v1 import agent_pb2
@@ -64,6 +65,7 @@ class Intake:
         if report.whole:
             for kind, ids in present.items():
                 self._takers[kind].missing(tx, node, ids)
+            recovery.observed(tx, node.id, agent)
 
     def _take(self, tx: Tx, node: Node, kind: str, item: agent_pb2.ObservedObject) -> Exception | None:
         """Gives why it was not taken. One object that we cannot digest must not cost the node its session, again and again."""

@@ -21,7 +21,7 @@ from google.protobuf.json_format import MessageToDict
 
 from controllerd.agents.intake import FAULT_LENGTH_MAX, Intake
 from controllerd.domain.node import AGENT_OF_ROLE, AgentRecord, Node, check_agent
-from controllerd.store import agent_task, event, server
+from controllerd.store import agent_task, event, recovery, server
 from controllerd.store import node as node_store
 from controllerd.store.database import Database, Tx
 from daemonkit import metrics
@@ -230,6 +230,7 @@ class Sessions:
 
     async def _push_all(self, session: _Session, held: bytes) -> None:
         """`held`: hash of what the agent has from an earlier session."""
+        await self._until_released(session)
         await self._push_whole(session, held)
         session.dirty.set()  # tasks, and whatever changed meanwhile
         while True:
@@ -241,6 +242,12 @@ class Sessions:
             else:
                 await self._push_delta(session)
             await self._push_tasks(session)
+
+    async def _until_released(self, session: _Session) -> None:
+        """After a restore from a backup an agent is told nothing before it was compared."""
+        while await self._db.read(lambda tx: recovery.held(tx, *session.key)):
+            await session.dirty.wait()
+            session.dirty.clear()
 
     def _next_generation(self, session: _Session) -> int:
         session.generation = self._generations.get(session.key, 0) + 1

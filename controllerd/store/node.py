@@ -123,7 +123,7 @@ def holds_anything(tx: Tx, node_id: str) -> bool:
 
 
 def delete(tx: Tx, node_id: str) -> None:
-    for table in ("agent", "agent_task", "tombstone", "telemetry_cursor"):
+    for table in ("agent", "agent_task", "tombstone", "telemetry_cursor", "foreign_object", "hold"):
         tx.run(f"DELETE FROM {table} WHERE node_id = ?", node_id)
     NODES.delete(tx, node_id)
     tx.touch(node_id)

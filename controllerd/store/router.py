@@ -70,19 +70,20 @@ def on_node(tx: Tx, node_id: str) -> list[Router]:
     return ROUTERS.where(tx, "node_id = ? ORDER BY id", node_id)
 
 
-def observe(tx: Tx, node_id: str, router_id: str, state: str, fault: str, floating_ips: tuple[str, ...]) -> None:
-    """What the node reports of a router that it holds. Its ports are in the state that it is in."""
+def observe(tx: Tx, node_id: str, router_id: str, state: str, fault: str, floating_ips: tuple[str, ...]) -> bool:
+    """What the node reports of a router that it holds. Its ports are in the state that it is in. False: it holds none."""
     router = ROUTERS.find(tx, router_id)
     if router is None or router.node_id != node_id:
-        return
+        return False
     seen = (state, fault, floating_ips)
     if seen == (router.observed_state, router.observed_fault, router.observed_floating_ips):
-        return
+        return True
     ROUTERS.update(tx, router_id, observed_state=state, observed_fault=fault, observed_floating_ips=floating_ips)
     sql = "SELECT id FROM floating_ip WHERE router_id = ? AND port_id != ''"
     tx.touch(router_id, *(row["id"] for row in tx.each(sql, router_id)))
     for owned in port.of_routers(tx, [router_id]):
         port.observe(tx, node_id, owned.id, state, fault)
+    return True
 
 
 # ---------------------------------------------------------------- placement

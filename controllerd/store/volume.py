@@ -22,11 +22,13 @@ def of_node(tx: Tx, node_id: str) -> list[Volume]:
     return VOLUMES.where(tx, "node_id = ? ORDER BY id", node_id)
 
 
-def observe(tx: Tx, node_id: str, volume_id: str, state: str, fault: str) -> None:
-    """As the node reports it; of another node's volume nothing is believed."""
+def observe(tx: Tx, node_id: str, volume_id: str, state: str, fault: str) -> bool:
+    """As the node reports it; of another node's volume nothing is believed. False: it is none of this node's."""
     sql = "UPDATE volume SET observed_state = ?, observed_fault = ?, observed_at = ? WHERE id = ? AND node_id = ?"
-    if tx.run(sql, state, fault, tx.now, volume_id, node_id):
+    ours = bool(tx.run(sql, state, fault, tx.now, volume_id, node_id))
+    if ours:
         tx.touch(volume_id)
+    return ours
 
 
 def seen_on(tx: Tx, node_id: str) -> list[str]:

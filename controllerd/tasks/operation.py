@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from controllerd.domain.task import RUNNING, Task
-from controllerd.store import agent_task
+from controllerd.store import agent_task, recovery
 from controllerd.store import task as task_store
 from controllerd.store.database import Tx
 from controllerd.store.event import acting_user
@@ -64,9 +64,10 @@ class Operation:
 def start(tx: Tx, operation: Operation, project_id: str, resource_kind: str, resource_id: str, **args: str) -> Task:
     """Records a task in the caller's transaction; the engine takes it up after the commit.
 
-    Errors: Conflict while another task of the resource is under way.
+    Errors: Conflict while another task of the resource is under way; Unavailable after a restore, until nodes are released.
     """
     refuse_if_busy(tx, resource_kind, resource_id)
+    recovery.refuse_while_held(tx)
     task = Task(
         id=tx.new_id(), kind=operation.kind, project_id=project_id, resource_kind=resource_kind, resource_id=resource_id,
         args=args, state=RUNNING, step=0, entered=False, step_times={}, fault_reason="", fault_message="",

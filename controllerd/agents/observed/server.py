@@ -20,7 +20,7 @@ from controllerd.domain.server import (
     Server,
     settled,
 )
-from controllerd.store import attachment, event, task, tombstone
+from controllerd.store import attachment, event, foreign, task, tombstone
 from controllerd.store import server as server_store
 from controllerd.store.database import Tx
 from controllerd.store.server import SERVERS
@@ -35,14 +35,25 @@ def take_server(tx: Tx, node: Node, server_id: str, observed: agent_pb2.Observed
         tombstone.lift(tx, node.id, "server", server_id)
     before = SERVERS.find(tx, server_id)
     if before is None or before.node_id != node.id or not before.power:
+        _note_stranger(tx, node, server_id, state)
         return
+    foreign.forget(tx, node.id, "server", server_id)
     milestones = {m.name: m.time.ToMicroseconds() / 1e6 for m in observed.milestones if m.name in NODE_MILESTONES}
     fault, attached = observed.fault[:FAULT_LENGTH_MAX], tuple(observed.attached[:ATTACHED_MAX])
+    if observed.foreign:  # the node forgot what it was told, and with it the names of the attachments
+        attached = before.observed_attached
     server = server_store.observe(tx, before, state=state, fault=fault, attached=attached, milestones=milestones)
     if server.observed_attached != before.observed_attached:
         tx.touch(*(a.volume_id for a in attachment.of_server(tx, server_id)))
     if server.observed_state != before.observed_state and task.of_resource(tx, server_id) is None:
         _follow(tx, before, server)
+
+
+def _note_stranger(tx: Tx, node: Node, server_id: str, state: str) -> None:
+    if state == "GONE":
+        foreign.forget(tx, node.id, "server", server_id)
+    else:
+        foreign.report(tx, node.id, "server", server_id, state)
 
 
 def _follow(tx: Tx, before: Server, server: Server) -> None:
@@ -68,7 +79,8 @@ def settle(tx: Tx, server: Server) -> None:
 
 
 def missing_servers(tx: Tx, node: Node, present: set[str]) -> None:
-    """Nothing: see above."""
+    """Of servers that it shall have, nothing: see above. What nobody owns was there only while it is told."""
+    foreign.forget_missing(tx, node.id, "server", present)
 
 
 TAKERS = {"server": Taker("computed", take_server, missing_servers)}

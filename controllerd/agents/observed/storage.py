@@ -10,7 +10,7 @@ import re
 
 from controllerd.agents.intake import FAULT_LENGTH_MAX, Taker
 from controllerd.domain.node import Node
-from controllerd.store import attachment, image, tombstone, volume
+from controllerd.store import attachment, foreign, image, tombstone, volume
 from controllerd.store.database import Tx
 from daemonkit.errors import InvalidArgument
 from skyrack.v1 import agent_pb2 as pb
@@ -29,13 +29,18 @@ def state_name(state: pb.ObservedState.ValueType) -> str:
 
 def take_volume(tx: Tx, node: Node, volume_id: str, observed: pb.ObservedVolume) -> None:
     state = state_name(observed.state)
-    volume.observe(tx, node.id, volume_id, state, observed.fault[:FAULT_LENGTH_MAX])
+    ours = volume.observe(tx, node.id, volume_id, state, observed.fault[:FAULT_LENGTH_MAX])
+    if ours or state == "GONE":
+        foreign.forget(tx, node.id, "volume", volume_id)
+    else:
+        foreign.report(tx, node.id, "volume", volume_id, state)
     if state == "GONE":
         tombstone.lift(tx, node.id, "volume", volume_id)
 
 
 def missing_volumes(tx: Tx, node: Node, present: set[str]) -> None:
     """What shall be there has yet to be made."""
+    foreign.forget_missing(tx, node.id, "volume", present)
     for volume_id in volume.seen_on(tx, node.id):
         if volume_id not in present:
             volume.observe(tx, node.id, volume_id, "", "")
