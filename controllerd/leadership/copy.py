@@ -10,13 +10,10 @@ from controllerd.leadership.entry import Entry
 
 
 class Position(Protocol):
-    """How far a copy is: the last entry in it, the epoch that wrote it, and the cloud it belongs to ("" = it is blank)."""
+    """How far a copy is: the last entry in it, and the cloud it belongs to ("" = it is blank)."""
 
     @property
     def seq(self) -> int: ...
-
-    @property
-    def epoch(self) -> int: ...
 
     @property
     def cluster_id(self) -> str: ...
@@ -33,9 +30,12 @@ class Copy(Protocol):
         """Errors: ConfigError."""
 
     async def apply(self, entries: Sequence[Entry]) -> None:
-        """All of them or none, in ascending order, the first right after `position`. Errors: Diverged."""
+        """In ascending order, the first right behind `position`; one at `position` is compared, not applied.
+
+        Errors: Diverged; ConfigError; Unavailable (what was applied is told by `position`).
+        """
 
     async def install(self, snapshot: Path) -> None:
-        """Takes the place of all there was; the file is consumed. Errors: Diverged when it is none of ours."""
+        """Takes the place of all there was; the file is consumed. Errors: Diverged when it is none of ours; ConfigError."""
 
     async def close(self) -> None: ...
