@@ -7,12 +7,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from skyrack.sandbox import etcd
 from skyrack.sandbox.layout import AGENTS_PORT, API_PORT, INTERNET, TRAFFIC, Node
 from skyrack.sandbox.unit import Unit
 
 PROGRAMS = Path(sys.prefix) / "bin"
 CERTIFICATE = "/etc/skyrack/tls/node.pem"
 ADMIN_ENV = "/etc/skyrack/admin.env"
+SET_UP = (str(PROGRAMS / "skyrack-controllerd"), "--config", "/etc/skyrack/controllerd.toml")
 _PORTS = {"networkd": (7710, 9710), "computed": (7720, 9720), "storaged": (7730, 9730)}
 _NBD_PORT = 10809
 
@@ -22,9 +24,10 @@ def program(name: str) -> str:
     return str(PROGRAMS / name)
 
 
-def units(node: Node) -> list[Unit]:
+def units(node: Node, controllers: Sequence[Node]) -> list[Unit]:
     """A daemon waits until its node has a certificate: the controller's bootstrap or `skyrack node join` brings it."""
-    return [
+    beside = [etcd.unit(node, controllers)] if node in controllers and len(controllers) > 1 else []
+    return beside + [
         Unit(
             daemon,
             (program(f"skyrack-{daemon}"), "--config", f"/etc/skyrack/{daemon}.toml"),
@@ -40,7 +43,7 @@ def files(node: Node, controllers: Sequence[Node]) -> dict[str, str]:
     made = {}
     for daemon in node.kind.daemons:
         keys = _controller(node) if daemon == "controllerd" else _agent(daemon, node, controllers)
-        made[f"{daemon}.toml"] = _toml(keys) + (_gateway(node) if daemon == "networkd" else "")
+        made[f"{daemon}.toml"] = _toml(keys) + _tables(daemon, node, controllers)
     return made
 
 
@@ -76,10 +79,12 @@ def _agent(daemon: str, node: Node, controllers: Sequence[Node]) -> dict[str, ob
     return keys
 
 
-def _gateway(node: Node) -> str:
-    if "gateway" not in node.kind.roles:
-        return ""
-    return "\n[gateway]\n" + _toml({"enabled": True, "external_device": INTERNET.device})
+def _tables(daemon: str, node: Node, controllers: Sequence[Node]) -> str:
+    if daemon == "networkd" and "gateway" in node.kind.roles:
+        return "\n[gateway]\n" + _toml({"enabled": True, "external_device": INTERNET.device})
+    if daemon == "controllerd" and (members := etcd.endpoints(node, controllers)):
+        return "\n[cluster]\n" + _toml({"etcd": members, "etcd_tls_dir": etcd.TLS})
+    return ""
 
 
 def _toml(keys: dict[str, object]) -> str:

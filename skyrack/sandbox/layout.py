@@ -6,6 +6,7 @@ Pure: the same state always gives the same plan, so everything the box ever made
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from daemonkit.errors import InvalidArgument
@@ -56,7 +57,8 @@ PUBLIC_POOL = (INTERNET.address(10), INTERNET.address(250))
 
 @dataclass(frozen=True)
 class Kind:
-    """A sort of node: what its certificate lets it do, its daemons, where it is plugged in, where its numbers start."""
+    """A sort of node: what its certificate lets it do, its daemons, where it is plugged in, where its numbers start,
+    and how many of them a rack may have."""
 
     letter: str
     word: str
@@ -64,14 +66,14 @@ class Kind:
     daemons: tuple[str, ...]
     networks: tuple[Network, ...]
     base: int
-    most: int
+    counts: Sequence[int]
 
 
 KINDS = (
-    Kind("c", "controllers", ("controller",), ("controllerd",), (MANAGEMENT,), 10, 1),
-    Kind("n", "networks", ("edge", "gateway"), ("networkd",), (MANAGEMENT, TRAFFIC, INTERNET), 20, 9),
-    Kind("s", "storages", ("storage",), ("storaged",), (MANAGEMENT,), 30, 9),
-    Kind("k", "computes", ("compute", "edge"), ("networkd", "computed"), (MANAGEMENT, TRAFFIC), 40, 200),
+    Kind("c", "controllers", ("controller",), ("controllerd",), (MANAGEMENT,), 10, (1, 3)),
+    Kind("n", "networks", ("edge", "gateway"), ("networkd",), (MANAGEMENT, TRAFFIC, INTERNET), 20, range(10)),
+    Kind("s", "storages", ("storage",), ("storaged",), (MANAGEMENT,), 30, range(10)),
+    Kind("k", "computes", ("compute", "edge"), ("networkd", "computed"), (MANAGEMENT, TRAFFIC), 40, range(201)),
 )
 
 
@@ -101,9 +103,9 @@ def nodes(counts: dict[str, int]) -> list[Node]:
     made = []
     for kind in KINDS:
         count = counts.get(kind.word, 0)
-        least = 1 if kind.word == "controllers" else 0
-        if not least <= count <= kind.most:
-            raise InvalidArgument(kind.word, f"{least} to {kind.most} are possible, not {count}")
+        if count not in kind.counts:
+            between = "to" if isinstance(kind.counts, range) else "or"  # an even number of etcd members is no gain
+            raise InvalidArgument(kind.word, f"{kind.counts[0]} {between} {kind.counts[-1]} are possible, not {count}")
         made += [Node(f"{kind.letter}{number}", kind, number) for number in range(1, count + 1)]
     return made
 

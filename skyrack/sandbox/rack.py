@@ -11,7 +11,7 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +30,7 @@ RELAY = Path(__file__).with_name("relay.py")
 FIRST_PORT, PORTS_MAX = 7700, 100
 DOWN_PATIENCE_S = 60.0
 MODULES = ("br_netfilter", "vxlan", "tun", "nf_conntrack")
-Units = Callable[[Node], list[Unit]]
+Units = Callable[[Node, Sequence[Node]], list[Unit]]  # of a node, beside these controllers
 
 
 class Missing(NotFound):
@@ -63,7 +63,7 @@ class Rack:
         return layout.nodes(self.state().counts)
 
     def controllers(self) -> list[Node]:
-        return [node for node in self.nodes() if "controller" in node.kind.roles]
+        return _controllers(self.nodes())
 
     def host(self, name: str) -> Host:
         """Errors: NotFound, naming those there are."""
@@ -78,7 +78,7 @@ class Rack:
             node.name,
             self.directory / "hosts" / node.name,
             namespace_name=f"{self.prefix}{node.name}",
-            units=self._units(node),
+            units=self._units(node, _controllers(nodes)),
             virtualization="compute" in node.kind.roles,
             names={other.name: other.address for other in nodes},
             warm=self._warm,
@@ -236,6 +236,10 @@ class Rack:
                 for node, look in zip(hosts, seen, strict=True)
             ],
         }
+
+
+def _controllers(nodes: Sequence[Node]) -> list[Node]:
+    return [node for node in nodes if "controller" in node.kind.roles]
 
 
 async def _look(host: Host) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""How a rack comes up: hosts, the first controller, every other node by its join token, then all daemons UP.
+"""How a rack comes up: hosts, the first controller, further ones by a bundle of it, every other node by its join token, then
+all daemons UP.
 
 The steps are those of `docs/install.md` for real machines; only the hosts are made differently.
 """
@@ -6,10 +7,10 @@ The steps are those of `docs/install.md` for real machines; only the hosts are m
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from skyrack.client import Cloud
-from skyrack.sandbox import config
+from skyrack.sandbox import config, etcd
 from skyrack.sandbox.cloud import PUBLIC, ensure_public_network, read_env, until_up
 from skyrack.sandbox.host import Host
 from skyrack.sandbox.layout import Node
@@ -28,9 +29,10 @@ async def bring_up(rack: Rack, counts: dict[str, int], tell: Tell) -> dict[str, 
     async with rack.alone():
         await rack.power_on(counts)
         tell("hosts are on")
-        first, *others = rack.nodes()
-        await _bootstrap(rack.host(first.name), first)
-        tell(f"controller serves at {rack.endpoint(first.name)}")
+        controllers = rack.controllers()
+        await bootstrap(rack, controllers)
+        tell(f"API at {', '.join(rack.endpoint(controller.name) for controller in controllers)}")
+        others = [node for node in rack.nodes() if node not in controllers]
         async with connect(rack) as cloud:
             async with asyncio.TaskGroup() as group:
                 for node in others:
@@ -41,15 +43,38 @@ async def bring_up(rack: Rack, counts: dict[str, int], tell: Tell) -> dict[str, 
     return environment(rack)
 
 
-async def _bootstrap(host: Host, node: Node) -> None:
-    """Once in a controller's life: its authority, its certificate, the admin's password in a file only root can read."""
-    if not all(unit.pid for unit in (await host.status()).values()):  # the data directory is free
-        files = ("--config", "/etc/skyrack/controllerd.toml", "--admin-env", config.ADMIN_ENV)
-        names = ("--api-name", "127.0.0.1", "--api-name", "localhost")
-        await host.execute(config.program("skyrack-controllerd"), "bootstrap", *files, *names, timeout_s=JOIN_LIMIT_S)
-    for daemon in node.kind.daemons:
-        await host.start_unit(daemon)
-        await host.until(daemon, timeout_s=SERVING_LIMIT_S)
+async def bootstrap(rack: Rack, controllers: Sequence[Node]) -> None:
+    """Gives controllers what they need, then starts them all at once: the members of etcd wait for each other."""
+    first, *further = (rack.host(controller.name) for controller in controllers)
+    await _found(first)
+    async with asyncio.TaskGroup() as group:
+        for host, node in zip(further, controllers[1:], strict=True):
+            group.create_task(_take_in(first, host, node))
+    async with asyncio.TaskGroup() as group:
+        for host in (first, *further):
+            group.create_task(_start(host))
+
+
+async def _found(host: Host) -> None:
+    """Once in a cloud's life: its authorities, a certificate, the admin's password in a file only root can read."""
+    if not (await host.status())["controllerd"].pid:  # the data directory is free
+        names = ("--api-name", "127.0.0.1", "--api-name", "localhost", "--admin-env", config.ADMIN_ENV)
+        await host.execute(*config.SET_UP, "bootstrap", *names, timeout_s=JOIN_LIMIT_S)
+
+
+async def _take_in(first: Host, host: Host, node: Node) -> None:
+    """A controller that has its certificates was taken in. The bundle holds keys: it goes from hand to hand."""
+    if (host.directory / etcd.LAST_FILE.lstrip("/")).exists():
+        return
+    make = (*config.SET_UP, "bundle", node.name, "--address", node.address, "--output", "-")
+    bundle = await first.execute(*make, timeout_s=JOIN_LIMIT_S)
+    await host.execute(*config.SET_UP, "bootstrap", "--bundle", "-", stdin=bundle.encode(), timeout_s=JOIN_LIMIT_S)
+
+
+async def _start(host: Host) -> None:
+    for unit in host.units:
+        await host.start_unit(unit.name)
+        await host.until(unit.name, timeout_s=SERVING_LIMIT_S)
 
 
 async def _join(host: Host, node: Node, cloud: Cloud, tell: Tell) -> None:

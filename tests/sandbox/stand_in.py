@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from skyrack.sandbox.layout import API_PORT, Node
 from skyrack.sandbox.unit import Unit
 
@@ -34,6 +36,6 @@ STUBBORN = Unit("stubborn", ("sh", "-c", "trap '' TERM; while :; do sleep 0.1; d
 WAITING = Unit("waiting", ("sleep", "1000"), needs="/etc/skyrack/go")
 
 
-def units(node: Node) -> list[Unit]:
+def units(node: Node, _controllers: Sequence[Node]) -> list[Unit]:
     """For a whole rack: something that listens on the controller, something that sleeps elsewhere."""
     return [ECHO] if node.kind.letter == "c" else [PARENT]

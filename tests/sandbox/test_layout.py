@@ -35,16 +35,26 @@ def test_nodes_of_the_small_rack() -> None:
 
 
 def test_addresses_of_the_largest_rack_are_distinct_and_outside_the_public_pool() -> None:
-    most = {kind.word: kind.most for kind in layout.KINDS}
+    most = {kind.word: kind.counts[-1] for kind in layout.KINDS}
     nodes = layout.nodes(most)
     assert len({n.address for n in nodes}) == len(nodes) == sum(most.values())
     assert all(int(n.address.split(".")[-1]) < 254 for n in nodes)
     assert all(len(socket(n.name, TRAFFIC)) < 15 for n in nodes)
 
 
-@pytest.mark.parametrize("counts", [{}, {**COUNTS, "controllers": 0}, {**COUNTS, "computes": -1}, {**COUNTS, "networks": 10}])
-def test_impossible_counts(counts: dict[str, int]) -> None:
-    with pytest.raises(InvalidArgument):
+@pytest.mark.parametrize(
+    ("counts", "told"),
+    [
+        ({}, "controllers: 1 or 3 are possible, not 0"),
+        ({**COUNTS, "controllers": 0}, "1 or 3"),
+        ({**COUNTS, "controllers": 2}, "1 or 3 are possible, not 2"),
+        ({**COUNTS, "controllers": 4}, "1 or 3"),
+        ({**COUNTS, "computes": -1}, "0 to 200"),
+        ({**COUNTS, "networks": 10}, "networks: 0 to 9 are possible, not 10"),
+    ],
+)
+def test_impossible_counts(counts: dict[str, int], told: str) -> None:
+    with pytest.raises(InvalidArgument, match=told):
         layout.nodes(counts)
 
 
