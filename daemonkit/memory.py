@@ -4,11 +4,15 @@ Delivery is in order and takes the link's delay. As over TCP, a message is eithe
 the tests that want to know what happens when a peer throws a message away. A held link (a cable pulled) delivers nothing and
 tells nobody, until the ping timeout ends its streams; a cut one (a connection reset) ends them at once and refuses dials.
 Everything runs on the event loop and nothing is random, so a run under a virtual clock can be repeated.
+
+Each end's code runs in the context (`contextvars`) of its own side, that of `listen` or of `dial`, and what carries messages in
+the network's: a simulation that stops one side stops neither the other nor what is under way.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import copy
 from collections.abc import Awaitable, Callable
 from types import TracebackType
@@ -137,12 +141,12 @@ class _Stream:
         self._ended.set()
         self._link.detach(self)
 
-    async def live(self, handler: Handler, peer: Identity) -> None:
+    async def live(self, handler: Handler, peer: Identity, theirs: contextvars.Context) -> None:
         """Runs the controller's side; its handler is cancelled when the agent or the link goes, as gRPC does it."""
         try:
             async with asyncio.TaskGroup() as group:
-                work = (self._carry(self.up), self._carry(self.down), self._serve(handler, peer))
-                tasks = [group.create_task(one) for one in work]
+                tasks = [group.create_task(self._carry(pipe)) for pipe in (self.up, self.down)]
+                tasks.append(group.create_task(self._serve(handler, peer), context=theirs.copy()))
                 await self._ended.wait()
                 for task in tasks:
                     task.cancel()
@@ -196,13 +200,14 @@ class MemoryNetwork:
     """Owns every stream: `async with MemoryNetwork() as network`. Leaving it ends them all."""
 
     def __init__(self) -> None:
-        self._listeners: dict[str, Handler] = {}
+        self._listeners: dict[str, tuple[Handler, contextvars.Context]] = {}
         self._links: dict[tuple[str, str], Link] = {}
         self._tasks = asyncio.TaskGroup()
         self._streams: dict[_Stream, tuple[str, asyncio.Task[None]]] = {}
 
     async def __aenter__(self) -> Self:
         await self._tasks.__aenter__()
+        self._context = contextvars.copy_context()
         return self
 
     async def __aexit__(
@@ -217,7 +222,7 @@ class MemoryNetwork:
 
     def listen(self, address: str, handler: Handler) -> None:
         """`handler` gets each session at `address`; a SkyrackError that it raises is what the agent receives."""
-        self._listeners[address] = handler
+        self._listeners[address] = handler, contextvars.copy_context()
 
     def close(self, address: str) -> None:
         """The process at `address` died: its sessions end, dials are refused."""
@@ -235,11 +240,11 @@ class MemoryNetwork:
         link = self.link(peer.node, address)
         await asyncio.sleep(link.delay_s)
         await link.passage()
-        handler = self._listeners.get(address)
-        if handler is None:
+        if address not in self._listeners:
             raise Unavailable("connection refused")
+        handler, theirs = self._listeners[address]
         stream = _Stream(link)
-        task = self._tasks.create_task(stream.live(handler, peer))
+        task = self._tasks.create_task(stream.live(handler, peer, theirs), context=self._context)
         self._streams[stream] = (address, task)
         task.add_done_callback(lambda _task: self._streams.pop(stream))
         return MemoryAgentStream(stream)

@@ -1,15 +1,19 @@
 """Virtual time: waiting costs nothing, and a hundred hours pass when all have fallen asleep.
 
-Whatever runs in a `RepeatableLoop` with nothing but a `Runtime` to reach the world through happens again exactly.
+Whatever runs in a `RepeatableLoop` with nothing but a `Runtime` to reach the world through happens again exactly. Several
+processes may live in one such loop, and each can be stopped and continued as by SIGSTOP and SIGCONT.
 """
 
 from __future__ import annotations
 
 import asyncio
 import selectors
+from collections.abc import Callable, Coroutine
+from contextvars import Context, ContextVar, copy_context
 from typing import Any
 
 EPOCH_S = 1_800_000_000.0
+_PROCESS: ContextVar[str] = ContextVar("process", default="")
 
 
 class _Selector(selectors.DefaultSelector):
@@ -67,13 +71,73 @@ class _Future(_Numbered, asyncio.Future):  # type: ignore[type-arg]
     pass
 
 
+class _Call:
+    """A callback on its way. `handle` is what its caller may cancel it by, also while its process is stopped."""
+
+    handle: asyncio.Handle
+
+    def __init__(self, callback: Callable[..., object], args: tuple[Any, ...]) -> None:
+        self._callback, self._args = callback, args
+
+    def make(self) -> None:
+        self._callback(*self._args)
+
+    def make_late(self) -> None:
+        if not self.handle.cancelled():
+            self.make()
+
+
 class RepeatableLoop(VirtualLoop):
-    """Virtual time, and the same order of everything each time."""
+    """Virtual time, and the same order of everything each time.
+
+    What a process is made of are the tasks begun by `spawn` and all that come of them. While it is stopped nothing of it
+    runs; what falls due meanwhile runs when it continues, in order.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self._made = 0
+        self._stopped: dict[str, list[_Call]] = {}
         self.set_task_factory(self._task)
+
+    # ---- processes
+
+    def spawn(self, process: str, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """The first task of a process, or a further one."""
+        context = copy_context()
+        context.run(_PROCESS.set, process)
+        return self.create_task(work, context=context)
+
+    def freeze(self, process: str) -> None:
+        self._stopped.setdefault(process, [])
+
+    def thaw(self, process: str) -> None:
+        for call in self._stopped.pop(process, ()):
+            super().call_soon(call.make_late, context=call.handle._context)  # type: ignore[attr-defined]
+
+    def _pass(self, call: _Call) -> None:
+        waiting = self._stopped.get(_PROCESS.get())
+        if waiting is None:
+            call.make()
+        else:
+            waiting.append(call)
+
+    def call_soon(  # type: ignore[override]
+        self, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.Handle:
+        call = _Call(callback, args)
+        call.handle = super().call_soon(self._pass, call, context=context)
+        return call.handle
+
+    def call_at(  # type: ignore[override]
+        self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        call = _Call(callback, args)
+        handle = super().call_at(when, self._pass, call, context=context)
+        call.handle = handle
+        return handle
+
+    # ---- the order of things
 
     def _next(self) -> int:
         self._made += 1
