@@ -188,6 +188,7 @@ BY_REASON: dict[str, type[SkyrackError]] = {
     cls.reason: cls
     for cls in (
         SkyrackError, InvalidArgument, Unauthenticated, Forbidden, NotFound, AlreadyExists, Conflict, QuotaExceeded,
-        NoValidHost, OutOfSpace, NetworkFailed, StorageFailed, Unavailable, NoLeader, DeadlineExceeded, NotLeader, Fenced,
+        NoValidHost, OutOfSpace, TooLarge, NetworkFailed, StorageFailed, Unavailable, NoLeader, DeadlineExceeded, NotLeader,
+        Fenced,
     )
 }  # fmt: skip

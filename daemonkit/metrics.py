@@ -22,6 +22,7 @@ RPC_S = Histogram(
     buckets=(0.001, 0.005, 0.02, 0.1, 0.5, 2, 10),
 )  # fmt: skip
 REFUSED_PEERS = Counter("skyrack_refused_peers_total", "connections refused for their certificate", ["why"], registry=REGISTRY)
+CLOCK_STEP_S = Gauge("skyrack_clock_step_seconds", "machine's clock less the time that the store goes by", registry=REGISTRY)
 INFO = Gauge("skyrack_info", "software version", ["daemon", "version"], registry=REGISTRY)
 
 LAG_INTERVAL_S = 0.25

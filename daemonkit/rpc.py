@@ -62,6 +62,7 @@ CODES: dict[type[errors.SkyrackError], grpc.StatusCode] = {
     errors.QuotaExceeded: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.NoValidHost: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.OutOfSpace: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.TooLarge: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.NetworkFailed: grpc.StatusCode.INTERNAL,
     errors.StorageFailed: grpc.StatusCode.INTERNAL,
     errors.Unavailable: grpc.StatusCode.UNAVAILABLE,

@@ -35,7 +35,7 @@ class UsageOf:
 
 class Quotas:
     def __init__(self, cloud: Cloud) -> None:
-        self._db, self._clock = cloud.database, cloud.runtime.clock
+        self._db = cloud.database
 
     async def get(self, caller: Caller, project_id: str) -> tuple[str, list[QuotaItem]]:
         authorise(caller, "quota.get")
@@ -68,7 +68,7 @@ class Quotas:
         for field, value in (("from", from_at), ("to", to_at)):
             if value < 0:
                 raise InvalidArgument(field, "must not be before 1970")
-        now = self._clock.wall_s()
+        now = self._db.now_s()
         until = min(to_at or now, now)
         since = from_at or max(until - PERIOD_DEFAULT_S, 0.0)
         if since >= until:

@@ -41,7 +41,7 @@ class LostNodes:
             away_since = await self._db.read(node.away_since)
             rest_s = PASS_INTERVAL_S
             if away_since is not None:
-                rest_s = away_since + self._lost_after_s - self._runtime.clock.wall_s()
+                rest_s = away_since + self._lost_after_s - self._db.now_s()
             if rest_s <= 0:
                 await self._db.write(lambda tx: give_up(tx, self._lost_after_s))
                 continue

@@ -116,7 +116,7 @@ def _backward(tx: Tx, operation: Operation, task: Task) -> Task:
 @dataclass
 class _Watched:
     resource_id: str
-    due_s: float  # wall time at which to ask even if nothing was touched
+    due_s: float  # the store's time at which to ask even if nothing was touched
 
 
 class TaskEngine:
@@ -152,7 +152,7 @@ class TaskEngine:
                 await self._sleep()
 
     async def _sleep(self) -> None:
-        now_s = self._runtime.clock.wall_s()
+        now_s = self._db.now_s()
         soonest_s = min((w.due_s for w in self._watched.values()), default=now_s + IDLE_S)
         try:
             async with asyncio.timeout(max(0.01, min(soonest_s - now_s, IDLE_S))):
@@ -162,7 +162,7 @@ class TaskEngine:
         self._wake.clear()
 
     def _overdue(self) -> set[str]:
-        now_s = self._runtime.clock.wall_s()
+        now_s = self._db.now_s()
         return {task_id for task_id, watched in self._watched.items() if watched.due_s <= now_s}
 
     async def _advance(self, task_id: str) -> None:
@@ -199,7 +199,7 @@ class TaskEngine:
         self._of_resource.setdefault(task.resource_id, set()).add(task.id)
 
     def _due_s(self, task: Task) -> float:
-        now_s = self._runtime.clock.wall_s()
+        now_s = self._db.now_s()
         if task.state == UNWINDING or not task.entered:
             return now_s + RETRY_S
         poll_s = self._operations[task.kind].steps[task.step].poll_s
@@ -207,7 +207,7 @@ class TaskEngine:
         return min(deadline_s, now_s + poll_s) if poll_s else deadline_s
 
     def _due_again(self, task_id: str) -> None:
-        due_s = self._runtime.clock.wall_s() + RETRY_S
+        due_s = self._db.now_s() + RETRY_S
         if task_id in self._watched:
             self._watched[task_id].due_s = due_s
         else:

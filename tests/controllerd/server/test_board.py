@@ -72,7 +72,7 @@ async def test_the_board_is_what_the_rows_say_whatever_is_undone(database: Datab
             await database.write(live)
         if rng.random() < 0.15:  # a whole group that is not committed
             await database.write(lambda tx: tx.connection.execute("SELECT 1"))
-            writer = database._writer
+            writer = database._writer._db
             writer.execute("BEGIN IMMEDIATE")
             tx = Tx(writer, 0.0, 1, database._runtime)
             scribble(tx, rng)

@@ -4,44 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import apsw
 import pytest
 
-from controllerd.leadership.commit_log import CommitLog, LocalLog
-from controllerd.store.database import Database, Tx, migrate
-from daemonkit.errors import ConfigError, Fenced, Unavailable
+from controllerd.leadership.commit_log import LocalLog
+from controllerd.store.database import Database, Tx
+from daemonkit.errors import ConfigError, Unavailable
 from daemonkit.lifecycle import DataDirectory
-from daemonkit.runtime import Runtime, system_runtime
-
-LIMIT_S = 60
-
-
-@asynccontextmanager
-async def opened(path: Path, log: CommitLog | None = None, runtime: Runtime | None = None) -> AsyncIterator[Database]:
-    """With real threads, unless another runtime is given."""
-    database = Database(path, log or LocalLog(), runtime or system_runtime())
-    await database.open()
-    commits = asyncio.create_task(database.run())
-    try:
-        yield database
-    finally:
-        commits.cancel()
-        with suppress(asyncio.CancelledError, Unavailable, Fenced):
-            await commits
-        await database.close()
-
-
-def put(name: str) -> Callable[[Tx], int]:
-    sql = "INSERT INTO project VALUES (?, ?, '', 1, ?)"
-    return lambda tx: tx.run(sql, tx.new_id(), name, tx.now)
-
-
-async def names(database: Database) -> set[str]:
-    return {row["name"] for row in await database.read(lambda tx: tx.all("SELECT name FROM project"))}
+from daemonkit.runtime import system_runtime
+from tests.controllerd.store.logs import LIMIT_S, names, opened, put
 
 
 async def test_an_error_undoes_its_own_transaction_only(tmp_path: Path) -> None:
@@ -204,81 +178,3 @@ async def test_an_item_cannot_hide_that_the_disk_is_full(tmp_path: Path) -> None
         await database.write(lambda tx: tx.value(f"PRAGMA max_page_count={pages + 1000}"))
         await database.write(put("after"))
         assert "after" in await names(database)
-
-
-# ---- the log's port
-
-
-class Recording:
-    """What a replicated log does with the port: keeps the entries, and may refuse one."""
-
-    wants_changesets = True
-
-    def __init__(self) -> None:
-        self.entries: list[tuple[int, int, bytes]] = []
-        self.refusal: Exception | None = None
-
-    def next_epoch(self, last: int) -> int:
-        return 41
-
-    def append(self, seq: int, epoch: int, entry: bytes) -> None:
-        if self.refusal:
-            raise self.refusal
-        self.entries.append((seq, epoch, entry))
-
-
-def dump(path: Path) -> dict[str, list[tuple[object, ...]]]:
-    connection = apsw.Connection(str(path))
-    tables = [row[0] for row in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY 1")]
-    content = {t: sorted(connection.execute(f"SELECT * FROM {t}"), key=repr) for t in tables if t != "_log"}
-    connection.close()
-    return content
-
-
-async def test_a_log_of_changesets_makes_an_identical_copy(tmp_path: Path) -> None:
-    log = Recording()
-
-    def edit(tx: Tx) -> None:
-        tx.run("UPDATE project SET description = 'changed' WHERE name = 'p3'")
-        tx.run("DELETE FROM project WHERE name = 'p4'")
-        tx.run("INSERT INTO event (time, kind, project_id, resource_kind, resource_id, message, request_id, user_id, data)"
-               " VALUES (1, 'a.b', '', 'a', 'x', 'm', '', '', '{}')")  # fmt: skip
-
-    async with opened(tmp_path / "db", log) as database:
-        await asyncio.gather(*(database.write(put(f"p{n}")) for n in range(50)))
-        with pytest.raises(apsw.ConstraintError):
-            await database.write(put("p1"))
-        await database.write(edit)
-        await database.write(lambda tx: tx.touch("nothing"))
-        assert database.epoch == 41
-    assert [seq for seq, _epoch, _entry in log.entries] == list(range(1, len(log.entries) + 1))
-    assert {epoch for _seq, epoch, _entry in log.entries} == {41}
-    copy = apsw.Connection(str(tmp_path / "copy"))
-    migrate(copy)
-    for _seq, _epoch, entry in log.entries:
-        apsw.Changeset.apply(entry, copy, conflict=lambda reason, change: apsw.SQLITE_CHANGESET_ABORT)
-    copy.close()
-    assert dump(tmp_path / "copy") == dump(tmp_path / "db")
-    connection = apsw.Connection(str(tmp_path / "db"))
-    assert list(connection.execute("SELECT seq, epoch FROM _log")) == [(len(log.entries), 41)]
-    connection.close()
-
-
-@pytest.mark.parametrize("refusal", [Fenced("an older epoch"), Unavailable("no quorum")])
-async def test_a_log_that_refuses_ends_writing_for_good(tmp_path: Path, refusal: Exception) -> None:
-    log = Recording()
-    database = Database(tmp_path / "db", log, system_runtime())
-    await database.open()
-    commits = asyncio.create_task(database.run())
-    await database.write(put("before"))
-    log.refusal = refusal
-    both = await asyncio.gather(database.write(put("a")), database.write(put("b")), return_exceptions=True)
-    assert both == [refusal, refusal]
-    with pytest.raises(type(refusal)):
-        await commits
-    log.refusal = None
-    with pytest.raises(type(refusal)):
-        await database.write(put("c"))
-    await database.close()
-    async with opened(tmp_path / "db") as again:
-        assert await names(again) == {"before"}
