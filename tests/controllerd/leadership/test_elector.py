@@ -1,0 +1,299 @@
+"""Elections, hand-overs and following, of whole controllers on the store in memory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from controllerd.leadership import key
+from controllerd.leadership.entry import Diverged
+from tests.controllerd.leadership.house import House, Position, loop, run, told, until
+
+
+@asynccontextmanager
+async def house(names: str = "abc", blank: str = "", seed: int = 1) -> AsyncIterator[House]:
+    h = House(seed, names)
+    for name, controller in h.controllers.items():
+        if name not in blank:
+            controller.bootstrap()
+    h.start()
+    try:
+        yield h
+    finally:
+        await h.end()
+
+
+def test_one_of_them_leads_and_the_others_follow() -> None:
+    async def story() -> None:
+        async with house() as h:
+            leader = await h.leader()
+            await asyncio.sleep(10)
+            assert h.leading == [leader] and leader.reads > 50
+            stored = h.store.get(key.LEADER)
+            assert stored is not None
+            for controller in h.controllers.values():
+                assert controller.elector.leader is not None
+                assert controller.elector.leader.name == leader.name
+                assert controller.elector.leader_revision == stored.create_revision
+                assert set(controller.elector.members()) == {"a", "b", "c"}
+                assert abs(controller.copy.position.seq - leader.copy.position.seq) < 3
+
+    run(story())
+
+
+def test_the_next_one_leads_within_ttl_and_a_second() -> None:
+    async def story(seed: int) -> float:
+        async with house(seed=seed) as h:
+            first = await h.leader()
+            await asyncio.sleep(3 + h.rng.uniform(0, 3))
+            first.kill()
+            took_s = await until(lambda: bool(h.leading))
+            assert h.leading[0] is not first
+            return took_s
+
+    took = [run(story(seed)) for seed in range(40)]
+    assert max(took) <= 3 + 1, took
+
+
+def test_only_a_bootstrapped_copy_campaigns_and_the_others_get_a_snapshot() -> None:
+    async def story() -> None:
+        async with house(blank="ac") as h:
+            leader = await h.leader()
+            assert leader.name == "b"
+            cluster = h.store.get(key.CLUSTER)
+            assert cluster is not None and cluster.value == b"cloud"
+            await asyncio.sleep(5)
+            for name in "ac":
+                assert h.controllers[name].copy.snapshots == 1
+                assert abs(h.controllers[name].copy.position.seq - leader.copy.position.seq) < 3
+
+    run(story())
+
+
+def test_blank_copies_alone_never_lead() -> None:
+    async def story() -> None:
+        async with house(blank="abc") as h:
+            await asyncio.sleep(60)
+            assert not any(c.terms for c in h.controllers.values())
+            assert h.store.get(key.LEADER) is None and h.store.get(key.CLUSTER) is None
+
+    run(story())
+
+
+def test_hand_over_takes_well_under_a_second() -> None:
+    async def story(seed: int) -> None:
+        async with house(seed=seed) as h:
+            leader = await h.leader()
+            await asyncio.sleep(5)
+            other = next(c for c in h.controllers.values() if c is not leader)
+            await leader.elector.resign(other.name)
+            took_s = await until(lambda: h.leading == [other])
+            assert took_s < 0.3
+            assert h.store.get(key.SUCCESSOR) is None
+            await asyncio.sleep(10)
+            assert h.leading == [other] and leader.copy.opened
+
+    for seed in range(10):
+        run(story(seed))
+
+
+def test_hand_over_to_anybody_and_back() -> None:
+    async def story() -> None:
+        async with house() as h:
+            for _ in range(5):
+                leader = await h.leader()
+                await asyncio.sleep(5)
+                await leader.elector.resign()
+                assert await until(lambda leader=leader: h.leading not in ([], [leader])) < 0.5  # type: ignore[misc]
+
+    run(story())
+
+
+def test_the_lease_is_held_while_work_in_flight_is_finished() -> None:
+    async def story() -> None:
+        async with house() as h:
+            leader = await h.leader()
+            leader.wind_down_s = 8.0
+            await asyncio.sleep(5)
+            await leader.elector.resign()
+            await asyncio.sleep(7)
+            assert h.leading == [leader]
+            assert await until(lambda: h.leading not in ([], [leader])) < 2
+
+    run(story())
+
+
+def test_a_dead_successor_costs_a_second() -> None:
+    async def story() -> None:
+        async with house() as h:
+            leader = await h.leader()
+            await asyncio.sleep(5)
+            other, third = (c for c in h.controllers.values() if c is not leader)
+            other.kill()
+            await leader.elector.resign(other.name)
+            assert 0.9 < await until(lambda: h.leading == [third]) < 2
+
+    run(story())
+
+
+def test_an_ended_controller_leaves_at_once() -> None:
+    async def story() -> None:
+        async with house() as h:
+            leader = await h.leader()
+            await asyncio.sleep(5)
+            await leader.stop()
+            assert await until(lambda: h.leading not in ([], [leader])) < 0.5
+            await asyncio.sleep(0.1)
+            assert leader.name not in h.leading[0].elector.members()
+            leader.start()
+            await asyncio.sleep(5)
+            assert leader.name in h.leading[0].elector.members()
+
+    run(story())
+
+
+def test_away_for_long_catches_up_by_snapshot() -> None:
+    async def story() -> None:
+        async with house() as h:
+            leader = await h.leader()
+            away = next(c for c in h.controllers.values() if c is not leader)
+            await asyncio.sleep(5)
+            away.kv.link.cut()
+            await asyncio.sleep(20)
+            await leader.kv.txn([], [trimmed(leader.copy.position.seq - 5)])
+            await leader.kv.compact(h.store.revision - 3)
+            assert away.copy.snapshots == 0
+            away.kv.link.mend()
+            await asyncio.sleep(5)
+            assert away.copy.snapshots == 1
+            assert abs(away.copy.position.seq - leader.copy.position.seq) < 3
+
+    def trimmed(up_to: int) -> key_delete:
+        return key_delete(key.slot(0), key.slot(up_to))
+
+    from controllerd.leadership.kv import Delete as key_delete
+
+    run(story())
+
+
+def test_a_silent_watch_is_noticed_by_the_poll() -> None:
+    async def story() -> None:
+        async with house() as h:
+            leader = await h.leader()
+            await asyncio.sleep(5)
+            for controller in h.controllers.values():
+                for watcher in list(h.store._watchers):
+                    h.store.detach(watcher)
+                assert controller.task is not None
+            await asyncio.sleep(5)
+            for controller in h.controllers.values():
+                assert leader.copy.position.seq - controller.copy.position.seq < 40
+            leader.kill()
+            assert await until(lambda: bool(h.leading)) < 3 + 2
+
+    run(story())
+
+
+def test_a_foreign_copy_ends_loudly() -> None:
+    async def story() -> None:
+        async with house("ab", blank="b") as h:
+            stranger = h.controllers["b"]
+            await h.leader()
+            await stranger.stop()
+            stranger.bootstrap("another cloud")
+            stranger.start()
+            assert stranger.task is not None
+            await asyncio.wait([stranger.task], timeout=10)
+            assert Diverged in told(stranger.task)
+            stranger.task = None
+
+    run(story())
+
+
+def test_a_copy_ahead_of_the_log_ends_loudly() -> None:
+    async def story() -> None:
+        async with house("ab") as h:
+            leader = await h.leader()
+            other = next(c for c in h.controllers.values() if c is not leader)
+            await other.stop()
+            other.copy.position = Position(10_000, 1, "cloud")
+            other.start()
+            assert other.task is not None
+            await asyncio.wait([other.task], timeout=10)
+            assert Diverged in told(other.task)
+            other.task = None
+
+    run(story())
+
+
+def test_without_quorum_the_leader_stops_and_all_goes_on_when_it_returns() -> None:
+    async def story() -> None:
+        async with house() as h:
+            await h.leader()
+            await asyncio.sleep(5)
+            h.store.lose_quorum()
+            await asyncio.sleep(3)
+            assert h.leading == []
+            await asyncio.sleep(60)
+            assert h.leading == []
+            h.store.regain_quorum()
+            assert await until(lambda: bool(h.leading)) < 3 + 1.5
+            before = max(h.acknowledged)
+            await asyncio.sleep(5)
+            assert max(h.acknowledged) > before + 50
+
+    run(story())
+
+
+def test_a_stopped_leader_wakes_up_as_a_follower() -> None:
+    async def story() -> None:
+        async with house() as h:
+            leader = await h.leader()
+            await asyncio.sleep(5)
+            leader.pause()
+            assert await until(lambda: h.leading not in ([], [leader])) < 3 + 1
+            await asyncio.sleep(20)
+            leader.resume()
+            await asyncio.sleep(5)
+            assert leader.term is None and len(h.leading) == 1
+            assert abs(leader.copy.position.seq - h.leading[0].copy.position.seq) < 3
+
+    run(story())
+
+
+def test_idle_standbys_make_few_calls() -> None:
+    async def story() -> None:
+        async with house() as h:
+            await h.leader()
+            await asyncio.sleep(5)
+            for controller in h.controllers.values():
+                controller.writing = False
+            await asyncio.sleep(1)
+            before = h.store.calls
+            await asyncio.sleep(100)
+            assert (h.store.calls - before) / 100 < 6  # of all three together, a second
+
+    run(story())
+
+
+def test_changes_of_the_leader_are_told() -> None:
+    async def story() -> None:
+        async with house() as h:
+            leader = await h.leader()
+            await asyncio.sleep(5)
+            standby = next(c for c in h.controllers.values() if c is not leader)
+            seen: list[str] = []
+
+            async def watch() -> None:
+                while True:
+                    await standby.elector.changed()
+                    seen.append(standby.elector.leader.name if standby.elector.leader else "")
+
+            watching = loop().create_task(watch())
+            await leader.elector.resign(standby.name)
+            await asyncio.sleep(5)
+            watching.cancel()
+            assert seen == ["", standby.name]
+
+    run(story())
