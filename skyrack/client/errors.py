@@ -30,6 +30,8 @@ class CloudError(Exception):
         self.request_id = request_id
         self.resent = False
         """True when an earlier try of the same call may have reached the cloud."""
+        self.retry_s = 0.0
+        """When the cloud says that it is worth trying again, 0 = it does not say."""
 
     @property
     def advice(self) -> str:
@@ -78,6 +80,12 @@ class NotLeader(CloudError):
     @property
     def advice(self) -> str:
         return "the controllers are choosing a leader; try again in a moment"
+
+
+class NoLeader(NotLeader):
+    """As long as a controller may hold a call, none of them led. The call was not carried out."""
+
+    reason = "NO_LEADER"
 
 
 class InvalidArgument(CloudError):
@@ -240,8 +248,8 @@ class Unsupported(CloudError):
 BY_REASON: dict[str, type[CloudError]] = {
     cls.reason: cls
     for cls in (
-        Unavailable, NotLeader, InvalidArgument, Unauthenticated, Forbidden, NotFound, AlreadyExists, Conflict, QuotaExceeded,
-        NoValidHost, OutOfSpace, DeadlineExceeded,
+        Unavailable, NotLeader, NoLeader, InvalidArgument, Unauthenticated, Forbidden, NotFound, AlreadyExists, Conflict,
+        QuotaExceeded, NoValidHost, OutOfSpace, DeadlineExceeded,
     )
 }  # fmt: skip
 
@@ -287,11 +295,12 @@ def _from_status(serialized: bytes, request_id: str) -> CloudError | None:
         status = status_pb2.Status.FromString(serialized)
     except DecodeError:
         return None
-    info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+    info, bad, retry = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
     found = False
     for detail in status.details:
         found = detail.Unpack(info) or found
         detail.Unpack(bad)
+        detail.Unpack(retry)
     if not found or info.domain != DOMAIN:
         return None
     violations = list(bad.field_violations)
@@ -299,6 +308,7 @@ def _from_status(serialized: bytes, request_id: str) -> CloudError | None:
     cls = BY_REASON.get(info.reason, CloudError)
     rebuilt = cls.__new__(cls)
     CloudError.__init__(rebuilt, status.message, metadata=dict(info.metadata), field=field, request_id=request_id)
+    rebuilt.retry_s = max(0.0, retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9)
     if cls is CloudError:
         rebuilt.metadata.setdefault("reason", info.reason)
     return rebuilt

@@ -13,9 +13,13 @@ from controllerd.app.cloud import Once
 from controllerd.domain.page import Page
 from controllerd.domain.policy import Caller
 from controllerd.store.event import acting_user
-from daemonkit.errors import InvalidArgument, Unauthenticated
+from daemonkit.errors import Forbidden, InvalidArgument, Unauthenticated
+from daemonkit.tls import peer
 
 Context = grpc.aio.ServicerContext[Any, Any]
+
+ORIGIN_KEY = "x-skyrack-origin"  # metadata: whom a controller forwards a call for
+ORIGIN_LENGTH_MAX = 100
 
 
 class Authenticator(Protocol):
@@ -46,8 +50,22 @@ def token_of(context: Context) -> str:
 
 
 def origin(context: Context) -> str:
-    """The caller's address without its port."""
+    """The caller's address without its port; of a forwarded call, that of who called the other controller.
+
+    Only another controller is believed about that, as its certificate shows: this address is what logins are slowed down by.
+    """
+    given = [str(value) for key, value in context.invocation_metadata() or () if key == ORIGIN_KEY]
+    if len(given) == 1 and len(given[0]) <= ORIGIN_LENGTH_MAX and is_controller(context):
+        return given[0]
     return str(context.peer()).rpartition(":")[0]
+
+
+def is_controller(context: Context) -> bool:
+    """Whether the caller showed a certificate with the role of a controller."""
+    try:
+        return "controller" in peer(context).roles
+    except (Forbidden, ValueError):
+        return False
 
 
 def once(request: Message, *secret_fields: str) -> Once:
