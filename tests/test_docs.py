@@ -115,4 +115,5 @@ def test_units_start_what_the_installation_makes() -> None:
         assert program and f"python3 -m venv {Path(program[1]).parent}\n" in install
         assert f"{program[2]} --print-config > {program[3]}" in install or program[2] == "skyrack-storaged"
     for directory in (ROOT / "systemd").glob("*.d"):
-        assert f"/etc/{directory.name} systemd/{directory.name}/*.conf" in install
+        home = "/etc/systemd/system" if ".service" in directory.name else "/etc"
+        assert f"{home}/{directory.name} systemd/{directory.name}/*.conf" in install
