@@ -38,6 +38,8 @@ RULES: dict[str, frozenset[str]] = {
     "security_group.create": _MEMBER, "security_group.get": _ANY, "security_group.list": _ANY,
     "security_group.update": _MEMBER, "security_group.delete": _MEMBER,
     "task.get": _ANY, "task.list": _ANY, "event.list": _ANY,
+    "cluster.get": _ADMIN, "cluster.transfer": _ADMIN, "cluster.backup": _ADMIN, "cluster.verify": _ADMIN,
+    "cluster.release": _ADMIN,
     "node.get": _ADMIN, "node.list": _ADMIN, "node.update": _ADMIN, "node.delete": _ADMIN, "node.token": _ADMIN,
     # beyond one's own project
     "all_projects": _ADMIN, "public_resource": _ADMIN, "placement_hint": _ADMIN,

@@ -21,12 +21,15 @@ class ForeignObject:
     observed_at: float
 
 
+_COLUMNS = ", ".join(ForeignObject.__dataclass_fields__)
+
+
 def report(tx: Tx, node_id: str, kind: str, object_id: str, state: str) -> None:
     """It is there. What its node was told to remove is nobody's surprise."""
     if tombstone.stands(tx, node_id, kind, object_id) or _count(tx, node_id, kind) >= OBJECTS_MAX:
         return
     tx.run(
-        "INSERT INTO foreign_object VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT (node_id, kind, object_id)"
+        f"INSERT INTO foreign_object ({_COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT (node_id, kind, object_id)"
         " DO UPDATE SET observed_state = ?4 WHERE observed_state != ?4",
         node_id, kind, object_id, state, tx.now,
     )  # fmt: skip
@@ -48,9 +51,13 @@ def forget_missing(tx: Tx, node_id: str, kind: str, present: set[str]) -> None:
 
 
 def of_node(tx: Tx, node_id: str, kind: str) -> list[ForeignObject]:
-    sql = "SELECT * FROM foreign_object WHERE node_id = ? AND kind = ? ORDER BY object_id"
+    sql = f"SELECT {_COLUMNS} FROM foreign_object WHERE node_id = ? AND kind = ? ORDER BY object_id"
     return [ForeignObject(**row) for row in tx.each(sql, node_id, kind)]
 
 
 def _count(tx: Tx, node_id: str, kind: str) -> int:
     return int(tx.value("SELECT count(*) FROM foreign_object WHERE node_id = ? AND kind = ?", node_id, kind))
+
+
+def count(tx: Tx) -> int:
+    return int(tx.value("SELECT count(*) FROM foreign_object"))

@@ -13,6 +13,7 @@ from skyrack.cli.verb import Settings
 
 # Noun -> module of skyrack.cli, its click group, and the line in --help.
 NOUNS = {
+    "cluster": ("cluster", "cluster", "The control plane: controllers, backups, what does not agree"),
     "console": ("server", "console", "Console logs of servers"),
     "event": ("event", "event", "The history: who did what, and what became of it"),
     "flavor": ("flavor", "flavor", "Named sizes of servers"),

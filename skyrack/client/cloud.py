@@ -14,6 +14,7 @@ from skyrack.client.connection import Connection, Login, Patience
 from skyrack.client.login import GivenToken, Password
 
 if TYPE_CHECKING:
+    from skyrack.client.cluster import Clusters
     from skyrack.client.event import Events
     from skyrack.client.flavor import Flavors
     from skyrack.client.floating_ip import FloatingIps
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 # Attribute of Cloud -> module and class. Imported when first used: each noun brings its protobuf messages with it.
 NOUNS = {
+    "cluster": ("cluster", "Clusters"),
     "events": ("event", "Events"),
     "flavors": ("flavor", "Flavors"),
     "floating_ips": ("floating_ip", "FloatingIps"),
@@ -66,6 +68,7 @@ class Cloud:
     Use as `async with Cloud.connect() as cloud:`; nothing is dialled before the first call.
     """
 
+    cluster: Clusters
     events: Events
     flavors: Flavors
     floating_ips: FloatingIps

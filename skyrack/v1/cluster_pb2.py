@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18skyrack/v1/cluster.proto\x12\nskyrack.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc4\x01\n\x07\x43luster\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x0e\n\x06leader\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12+\n\x0b\x63ontrollers\x18\x04 \x03(\x0b\x32\x16.skyrack.v1.Controller\x12\x0b\n\x03seq\x18\x05 \x01(\x04\x12\x0e\n\x06schema\x18\x06 \x01(\r\x12\x12\n\nreplicated\x18\x07 \x01(\x08\x12\x11\n\tlog_bytes\x18\x08 \x01(\x04\x12\x15\n\rlog_bytes_max\x18\t \x01(\x04\"\xba\x01\n\nController\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06leader\x18\x02 \x01(\x08\x12\x13\n\x0b\x61pi_address\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x13\n\x0b\x61pplied_seq\x18\x05 \x01(\x04\x12\x0e\n\x06schema\x18\x06 \x01(\r\x12+\n\x07seen_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0e\x63lock_offset_s\x18\x08 \x01(\x01\"\x13\n\x11GetClusterRequest\"/\n\x19TransferLeadershipRequest\x12\x12\n\ncontroller\x18\x01 \x01(\t\"\x0f\n\rBackupRequest\"?\n\x0b\x42\x61\x63kupChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\"?\n\x16ListDifferencesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"\x8f\x01\n\x17ListDifferencesResponse\x12+\n\x0b\x64ifferences\x18\x01 \x03(\x0b\x32\x16.skyrack.v1.Difference\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12.\n\nchecked_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xb3\x01\n\nDifference\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x15\n\rresource_kind\x18\x02 \x01(\t\x12\x13\n\x0bresource_id\x18\x03 \x01(\t\x12\x0c\n\x04node\x18\x04 \x01(\t\x12\x12\n\nproject_id\x18\x05 \x01(\t\x12\r\n\x05owner\x18\x06 \x01(\t\x12\x0f\n\x07message\x18\x07 \x01(\t\x12)\n\x05since\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\xc0\x02\n\x0e\x43lusterService\x12@\n\nGetCluster\x12\x1d.skyrack.v1.GetClusterRequest\x1a\x13.skyrack.v1.Cluster\x12P\n\x12TransferLeadership\x12%.skyrack.v1.TransferLeadershipRequest\x1a\x13.skyrack.v1.Cluster\x12>\n\x06\x42\x61\x63kup\x12\x19.skyrack.v1.BackupRequest\x1a\x17.skyrack.v1.BackupChunk0\x01\x12Z\n\x0fListDifferences\x12\".skyrack.v1.ListDifferencesRequest\x1a#.skyrack.v1.ListDifferencesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18skyrack/v1/cluster.proto\x12\nskyrack.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xec\x01\n\x07\x43luster\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x0e\n\x06leader\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12+\n\x0b\x63ontrollers\x18\x04 \x03(\x0b\x32\x16.skyrack.v1.Controller\x12\x0b\n\x03seq\x18\x05 \x01(\x04\x12\x0e\n\x06schema\x18\x06 \x01(\r\x12\x12\n\nreplicated\x18\x07 \x01(\x08\x12\x11\n\tlog_bytes\x18\x08 \x01(\x04\x12\x15\n\rlog_bytes_max\x18\t \x01(\x04\x12&\n\x08recovery\x18\n \x01(\x0b\x32\x14.skyrack.v1.Recovery\"\xe2\x01\n\x08Recovery\x12-\n\tbackup_at\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brestored_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0breleased_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x61\x64opted\x18\x04 \x01(\r\x12\x0f\n\x07missing\x18\x05 \x01(\r\x12\x0f\n\x07\x66oreign\x18\x06 \x01(\r\x12\x12\n\nheld_nodes\x18\x07 \x03(\t\"\xba\x01\n\nController\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06leader\x18\x02 \x01(\x08\x12\x13\n\x0b\x61pi_address\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x13\n\x0b\x61pplied_seq\x18\x05 \x01(\x04\x12\x0e\n\x06schema\x18\x06 \x01(\r\x12+\n\x07seen_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0e\x63lock_offset_s\x18\x08 \x01(\x01\"\x13\n\x11GetClusterRequest\"\x15\n\x13ReleaseNodesRequest\"/\n\x19TransferLeadershipRequest\x12\x12\n\ncontroller\x18\x01 \x01(\t\"\x0f\n\rBackupRequest\"?\n\x0b\x42\x61\x63kupChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\"?\n\x16ListDifferencesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"\x8f\x01\n\x17ListDifferencesResponse\x12+\n\x0b\x64ifferences\x18\x01 \x03(\x0b\x32\x16.skyrack.v1.Difference\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12.\n\nchecked_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xb3\x01\n\nDifference\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x15\n\rresource_kind\x18\x02 \x01(\t\x12\x13\n\x0bresource_id\x18\x03 \x01(\t\x12\x0c\n\x04node\x18\x04 \x01(\t\x12\x12\n\nproject_id\x18\x05 \x01(\t\x12\r\n\x05owner\x18\x06 \x01(\t\x12\x0f\n\x07message\x18\x07 \x01(\t\x12)\n\x05since\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\x86\x03\n\x0e\x43lusterService\x12@\n\nGetCluster\x12\x1d.skyrack.v1.GetClusterRequest\x1a\x13.skyrack.v1.Cluster\x12P\n\x12TransferLeadership\x12%.skyrack.v1.TransferLeadershipRequest\x1a\x13.skyrack.v1.Cluster\x12>\n\x06\x42\x61\x63kup\x12\x19.skyrack.v1.BackupRequest\x1a\x17.skyrack.v1.BackupChunk0\x01\x12\x44\n\x0cReleaseNodes\x12\x1f.skyrack.v1.ReleaseNodesRequest\x1a\x13.skyrack.v1.Cluster\x12Z\n\x0fListDifferences\x12\".skyrack.v1.ListDifferencesRequest\x1a#.skyrack.v1.ListDifferencesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,23 +33,27 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'skyrack.v1.cluster_pb2', _g
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CLUSTER']._serialized_start=74
-  _globals['_CLUSTER']._serialized_end=270
-  _globals['_CONTROLLER']._serialized_start=273
-  _globals['_CONTROLLER']._serialized_end=459
-  _globals['_GETCLUSTERREQUEST']._serialized_start=461
-  _globals['_GETCLUSTERREQUEST']._serialized_end=480
-  _globals['_TRANSFERLEADERSHIPREQUEST']._serialized_start=482
-  _globals['_TRANSFERLEADERSHIPREQUEST']._serialized_end=529
-  _globals['_BACKUPREQUEST']._serialized_start=531
-  _globals['_BACKUPREQUEST']._serialized_end=546
-  _globals['_BACKUPCHUNK']._serialized_start=548
-  _globals['_BACKUPCHUNK']._serialized_end=611
-  _globals['_LISTDIFFERENCESREQUEST']._serialized_start=613
-  _globals['_LISTDIFFERENCESREQUEST']._serialized_end=676
-  _globals['_LISTDIFFERENCESRESPONSE']._serialized_start=679
-  _globals['_LISTDIFFERENCESRESPONSE']._serialized_end=822
-  _globals['_DIFFERENCE']._serialized_start=825
-  _globals['_DIFFERENCE']._serialized_end=1004
-  _globals['_CLUSTERSERVICE']._serialized_start=1007
-  _globals['_CLUSTERSERVICE']._serialized_end=1327
+  _globals['_CLUSTER']._serialized_end=310
+  _globals['_RECOVERY']._serialized_start=313
+  _globals['_RECOVERY']._serialized_end=539
+  _globals['_CONTROLLER']._serialized_start=542
+  _globals['_CONTROLLER']._serialized_end=728
+  _globals['_GETCLUSTERREQUEST']._serialized_start=730
+  _globals['_GETCLUSTERREQUEST']._serialized_end=749
+  _globals['_RELEASENODESREQUEST']._serialized_start=751
+  _globals['_RELEASENODESREQUEST']._serialized_end=772
+  _globals['_TRANSFERLEADERSHIPREQUEST']._serialized_start=774
+  _globals['_TRANSFERLEADERSHIPREQUEST']._serialized_end=821
+  _globals['_BACKUPREQUEST']._serialized_start=823
+  _globals['_BACKUPREQUEST']._serialized_end=838
+  _globals['_BACKUPCHUNK']._serialized_start=840
+  _globals['_BACKUPCHUNK']._serialized_end=903
+  _globals['_LISTDIFFERENCESREQUEST']._serialized_start=905
+  _globals['_LISTDIFFERENCESREQUEST']._serialized_end=968
+  _globals['_LISTDIFFERENCESRESPONSE']._serialized_start=971
+  _globals['_LISTDIFFERENCESRESPONSE']._serialized_end=1114
+  _globals['_DIFFERENCE']._serialized_start=1117
+  _globals['_DIFFERENCE']._serialized_end=1296
+  _globals['_CLUSTERSERVICE']._serialized_start=1299
+  _globals['_CLUSTERSERVICE']._serialized_end=1689
 # @@protoc_insertion_point(module_scope)

@@ -32,6 +32,7 @@ class Cluster(_message.Message):
     REPLICATED_FIELD_NUMBER: _builtins.int
     LOG_BYTES_FIELD_NUMBER: _builtins.int
     LOG_BYTES_MAX_FIELD_NUMBER: _builtins.int
+    RECOVERY_FIELD_NUMBER: _builtins.int
     cluster_id: _builtins.str
     leader: _builtins.str
     """name of the controller that answers"""
@@ -47,6 +48,10 @@ class Cluster(_message.Message):
     def controllers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Controller]:
         """one, without etcd"""
 
+    @_builtins.property
+    def recovery(self) -> Global___Recovery:
+        """absent where the state never came from a backup"""
+
     def __init__(
         self,
         *,
@@ -59,14 +64,65 @@ class Cluster(_message.Message):
         replicated: _builtins.bool = ...,
         log_bytes: _builtins.int = ...,
         log_bytes_max: _builtins.int = ...,
+        recovery: Global___Recovery | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["recovery", b"recovery"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "controllers", b"controllers", "epoch", b"epoch", "leader", b"leader", "log_bytes", b"log_bytes", "log_bytes_max", b"log_bytes_max", "replicated", b"replicated", "schema", b"schema", "seq", b"seq"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "controllers", b"controllers", "epoch", b"epoch", "leader", b"leader", "log_bytes", b"log_bytes", "log_bytes_max", b"log_bytes_max", "recovery", b"recovery", "replicated", b"replicated", "schema", b"schema", "seq", b"seq"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Cluster: _TypeAlias = Cluster  # noqa: Y015
+
+@_typing.final
+class Recovery(_message.Message):
+    """After a restore from a backup: what was compared with the nodes, and what came of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BACKUP_AT_FIELD_NUMBER: _builtins.int
+    RESTORED_AT_FIELD_NUMBER: _builtins.int
+    RELEASED_AT_FIELD_NUMBER: _builtins.int
+    ADOPTED_FIELD_NUMBER: _builtins.int
+    MISSING_FIELD_NUMBER: _builtins.int
+    FOREIGN_FIELD_NUMBER: _builtins.int
+    HELD_NODES_FIELD_NUMBER: _builtins.int
+    adopted: _builtins.int
+    """servers and volumes found where the store has them"""
+    missing: _builtins.int
+    """not found; the store shows them in ERROR"""
+    foreign: _builtins.int
+    """found, and owned by nobody"""
+    @_builtins.property
+    def backup_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def restored_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def released_at(self) -> _timestamp_pb2.Timestamp:
+        """absent: nodes are held, and go on with what they were told before"""
+
+    @_builtins.property
+    def held_nodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """names"""
+
+    def __init__(
+        self,
+        *,
+        backup_at: _timestamp_pb2.Timestamp | None = ...,
+        restored_at: _timestamp_pb2.Timestamp | None = ...,
+        released_at: _timestamp_pb2.Timestamp | None = ...,
+        adopted: _builtins.int = ...,
+        missing: _builtins.int = ...,
+        foreign: _builtins.int = ...,
+        held_nodes: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["backup_at", b"backup_at", "released_at", b"released_at", "restored_at", b"restored_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adopted", b"adopted", "backup_at", b"backup_at", "foreign", b"foreign", "held_nodes", b"held_nodes", "missing", b"missing", "released_at", b"released_at", "restored_at", b"restored_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Recovery: _TypeAlias = Recovery  # noqa: Y015
 
 @_typing.final
 class Controller(_message.Message):
@@ -127,6 +183,21 @@ class GetClusterRequest(_message.Message):
 Global___GetClusterRequest: _TypeAlias = GetClusterRequest  # noqa: Y015
 
 @_typing.final
+class ReleaseNodesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseNodesRequest: _TypeAlias = ReleaseNodesRequest  # noqa: Y015
+
+@_typing.final
 class TransferLeadershipRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -162,7 +233,7 @@ Global___BackupRequest: _TypeAlias = BackupRequest  # noqa: Y015
 
 @_typing.final
 class BackupChunk(_message.Message):
-    """The file in order. The last message has no data but the sha256 of the file, in hex, and its size."""
+    """The file in order; each message has the size of the whole. The last one has no data but the sha256 of the file, in hex."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -49,6 +49,11 @@ class ClusterServiceStub:
                 request_serializer=skyrack_dot_v1_dot_cluster__pb2.BackupRequest.SerializeToString,
                 response_deserializer=skyrack_dot_v1_dot_cluster__pb2.BackupChunk.FromString,
                 _registered_method=True)
+        self.ReleaseNodes = channel.unary_unary(
+                '/skyrack.v1.ClusterService/ReleaseNodes',
+                request_serializer=skyrack_dot_v1_dot_cluster__pb2.ReleaseNodesRequest.SerializeToString,
+                response_deserializer=skyrack_dot_v1_dot_cluster__pb2.Cluster.FromString,
+                _registered_method=True)
         self.ListDifferences = channel.unary_unary(
                 '/skyrack.v1.ClusterService/ListDifferences',
                 request_serializer=skyrack_dot_v1_dot_cluster__pb2.ListDifferencesRequest.SerializeToString,
@@ -66,8 +71,8 @@ class ClusterServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def TransferLeadership(self, request, context):
-        """Hands leadership over in good order. Returns when another controller leads.
-        Errors: FAILED_PRECONDITION (there is no other, or it is not caught up), NOT_FOUND (no such controller).
+        """Begins to hand leadership over in good order: calls in flight end, then another controller leads. GetCluster tells when.
+        Errors: FAILED_PRECONDITION (there is no other, or it leads already), NOT_FOUND (no such controller).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -75,6 +80,14 @@ class ClusterServiceServicer:
 
     def Backup(self, request, context):
         """The whole state as one consistent SQLite file, taken while the cloud works. Whoever has the file has the cloud.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReleaseNodes(self, request, context):
+        """After a restore: lets go of what nobody owns and was reported until now. Nodes are told what the store says, and take away
+        what serves it (networks, exports); its guests run on. Errors: FAILED_PRECONDITION (nothing is held).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -104,6 +117,11 @@ def add_ClusterServiceServicer_to_server(servicer, server):
                     servicer.Backup,
                     request_deserializer=skyrack_dot_v1_dot_cluster__pb2.BackupRequest.FromString,
                     response_serializer=skyrack_dot_v1_dot_cluster__pb2.BackupChunk.SerializeToString,
+            ),
+            'ReleaseNodes': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseNodes,
+                    request_deserializer=skyrack_dot_v1_dot_cluster__pb2.ReleaseNodesRequest.FromString,
+                    response_serializer=skyrack_dot_v1_dot_cluster__pb2.Cluster.SerializeToString,
             ),
             'ListDifferences': grpc.unary_unary_rpc_method_handler(
                     servicer.ListDifferences,
@@ -192,6 +210,33 @@ class ClusterService:
             '/skyrack.v1.ClusterService/Backup',
             skyrack_dot_v1_dot_cluster__pb2.BackupRequest.SerializeToString,
             skyrack_dot_v1_dot_cluster__pb2.BackupChunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseNodes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/skyrack.v1.ClusterService/ReleaseNodes',
+            skyrack_dot_v1_dot_cluster__pb2.ReleaseNodesRequest.SerializeToString,
+            skyrack_dot_v1_dot_cluster__pb2.Cluster.FromString,
             options,
             channel_credentials,
             insecure,

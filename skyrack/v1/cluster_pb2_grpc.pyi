@@ -33,11 +33,15 @@ class ClusterServiceStub:
     def __new__(cls, channel: _aio.Channel) -> ClusterServiceAsyncStub: ...
     GetCluster: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.GetClusterRequest, _cluster_pb2.Cluster]
     TransferLeadership: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.TransferLeadershipRequest, _cluster_pb2.Cluster]
-    """Hands leadership over in good order. Returns when another controller leads.
-    Errors: FAILED_PRECONDITION (there is no other, or it is not caught up), NOT_FOUND (no such controller).
+    """Begins to hand leadership over in good order: calls in flight end, then another controller leads. GetCluster tells when.
+    Errors: FAILED_PRECONDITION (there is no other, or it leads already), NOT_FOUND (no such controller).
     """
     Backup: _grpc.UnaryStreamMultiCallable[_cluster_pb2.BackupRequest, _cluster_pb2.BackupChunk]
     """The whole state as one consistent SQLite file, taken while the cloud works. Whoever has the file has the cloud."""
+    ReleaseNodes: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.ReleaseNodesRequest, _cluster_pb2.Cluster]
+    """After a restore: lets go of what nobody owns and was reported until now. Nodes are told what the store says, and take away
+    what serves it (networks, exports); its guests run on. Errors: FAILED_PRECONDITION (nothing is held).
+    """
     ListDifferences: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.ListDifferencesRequest, _cluster_pb2.ListDifferencesResponse]
     """Where the store and what the nodes report do not agree, now."""
 
@@ -46,11 +50,15 @@ class ClusterServiceAsyncStub(ClusterServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetCluster: _aio.UnaryUnaryMultiCallable[_cluster_pb2.GetClusterRequest, _cluster_pb2.Cluster]  # type: ignore[assignment]
     TransferLeadership: _aio.UnaryUnaryMultiCallable[_cluster_pb2.TransferLeadershipRequest, _cluster_pb2.Cluster]  # type: ignore[assignment]
-    """Hands leadership over in good order. Returns when another controller leads.
-    Errors: FAILED_PRECONDITION (there is no other, or it is not caught up), NOT_FOUND (no such controller).
+    """Begins to hand leadership over in good order: calls in flight end, then another controller leads. GetCluster tells when.
+    Errors: FAILED_PRECONDITION (there is no other, or it leads already), NOT_FOUND (no such controller).
     """
     Backup: _aio.UnaryStreamMultiCallable[_cluster_pb2.BackupRequest, _cluster_pb2.BackupChunk]  # type: ignore[assignment]
     """The whole state as one consistent SQLite file, taken while the cloud works. Whoever has the file has the cloud."""
+    ReleaseNodes: _aio.UnaryUnaryMultiCallable[_cluster_pb2.ReleaseNodesRequest, _cluster_pb2.Cluster]  # type: ignore[assignment]
+    """After a restore: lets go of what nobody owns and was reported until now. Nodes are told what the store says, and take away
+    what serves it (networks, exports); its guests run on. Errors: FAILED_PRECONDITION (nothing is held).
+    """
     ListDifferences: _aio.UnaryUnaryMultiCallable[_cluster_pb2.ListDifferencesRequest, _cluster_pb2.ListDifferencesResponse]  # type: ignore[assignment]
     """Where the store and what the nodes report do not agree, now."""
 
@@ -68,8 +76,8 @@ class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _cluster_pb2.TransferLeadershipRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_cluster_pb2.Cluster, _abc.Awaitable[_cluster_pb2.Cluster]]:
-        """Hands leadership over in good order. Returns when another controller leads.
-        Errors: FAILED_PRECONDITION (there is no other, or it is not caught up), NOT_FOUND (no such controller).
+        """Begins to hand leadership over in good order: calls in flight end, then another controller leads. GetCluster tells when.
+        Errors: FAILED_PRECONDITION (there is no other, or it leads already), NOT_FOUND (no such controller).
         """
 
     @_abc_1.abstractmethod
@@ -79,6 +87,16 @@ class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_cluster_pb2.BackupChunk], _abc.AsyncIterator[_cluster_pb2.BackupChunk]]:
         """The whole state as one consistent SQLite file, taken while the cloud works. Whoever has the file has the cloud."""
+
+    @_abc_1.abstractmethod
+    def ReleaseNodes(
+        self,
+        request: _cluster_pb2.ReleaseNodesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cluster_pb2.Cluster, _abc.Awaitable[_cluster_pb2.Cluster]]:
+        """After a restore: lets go of what nobody owns and was reported until now. Nodes are told what the store says, and take away
+        what serves it (networks, exports); its guests run on. Errors: FAILED_PRECONDITION (nothing is held).
+        """
 
     @_abc_1.abstractmethod
     def ListDifferences(
