@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -27,6 +28,7 @@ SAME_AGE_MAX_S = 10.0  # an unchanged registration is written again when it is s
 REREAD_INTERVAL_S = 60.0  # a watch can fall silent without breaking
 RETRY_S = 2.0
 CLOCK_OFFSET_MAX_S = 1.0
+CLOCK_SAMPLES = 3  # a registration that came late says too little
 
 
 class Roster:
@@ -34,6 +36,7 @@ class Roster:
         self._kv, self._me, self._runtime = kv, me, runtime
         self.members: News[Mapping[str, Member]] = News({})
         self.clock_offsets_s: dict[str, float] = {}  # by name: how far another's clock is ahead of ours
+        self._offsets_s: dict[str, deque[float]] = {}
         self._lease = 0
         self._said: Member | None = None
 
@@ -92,11 +95,14 @@ class Roster:
 
     def _compare_clocks(self, just_written: Iterable[Member]) -> None:
         for member in just_written:
-            offset_s = member.wall_s - self._runtime.clock.wall_s()
-            before_s = self.clock_offsets_s.get(member.name, 0.0)
-            self.clock_offsets_s[member.name] = offset_s
-            if abs(offset_s) > CLOCK_OFFSET_MAX_S >= abs(before_s):
-                log.warning("clocks differ", extra={"controller": member.name, "ahead_s": round(offset_s, 1)})
+            seen = self._offsets_s.setdefault(member.name, deque(maxlen=CLOCK_SAMPLES))
+            seen.append(member.wall_s - self._runtime.clock.wall_s())
+            if len(seen) == CLOCK_SAMPLES:
+                offset_s = max(seen)  # the one that took the shortest way
+                before_s = self.clock_offsets_s.get(member.name, 0.0)
+                self.clock_offsets_s[member.name] = offset_s
+                if abs(offset_s) > CLOCK_OFFSET_MAX_S >= abs(before_s):
+                    log.warning("clocks differ", extra={"controller": member.name, "ahead_s": round(offset_s, 1)})
 
 
 def _changed(members: Mapping[str, Member], changes: Iterable[Change]) -> dict[str, Member]:

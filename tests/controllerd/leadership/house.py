@@ -25,7 +25,7 @@ from tests.daemonkit import virtual
 T = TypeVar("T")
 SETTINGS = LeaseSettings(ttl_s=3, margin_s=0.5)
 PROCESS: contextvars.ContextVar[str] = contextvars.ContextVar("process", default="")
-WRITE_INTERVAL_S = 0.05
+WRITE_INTERVAL_S = 0.1
 
 
 class _Ready(deque[asyncio.Handle]):
@@ -155,8 +155,10 @@ class House:
     async def end(self) -> None:
         for controller in self.controllers.values():
             controller.resume()
-            controller.bury()
-        await asyncio.gather(*(controller.stop() for controller in self.controllers.values()))
+        try:
+            await asyncio.gather(*(controller.stop() for controller in self.controllers.values()))
+        finally:
+            await asyncio.gather(*(controller.bury() for controller in self.controllers.values()))
 
 
 class Controller:
@@ -211,11 +213,12 @@ class Controller:
         self.task = self.term = None
         self.copy.opened = False
 
-    def bury(self) -> None:
-        """At the very end: lets the tasks of killed processes go."""
+    async def bury(self) -> None:
+        """At the very end: lets the tasks of killed processes go; what they still say does not count."""
         for process, task in self.dead:
             task.cancel()
             loop().continue_process(process)
+        await asyncio.gather(*(task for _process, task in self.dead), return_exceptions=True)
 
     async def stop(self) -> None:
         if self.task is not None:
@@ -264,7 +267,7 @@ class Controller:
     def _read(self, log: ReplicatedLog) -> None:
         log.assert_leading()
         assert self.house.leading == [self], "two believe that they lead"
-        newest = max(self.house.acknowledged)
+        newest = next(reversed(self.house.acknowledged))
         assert self.copy.position.seq >= newest, "a read that misses what was acknowledged"
         self.reads += 1
 
@@ -288,5 +291,5 @@ async def until(what: Until, within_s: float = 20.0) -> float:
     begun_s = loop().time()
     async with asyncio.timeout(within_s):
         while not what():  # noqa: ASYNC110  time is virtual
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(0.01)
     return loop().time() - begun_s

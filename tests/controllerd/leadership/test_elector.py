@@ -241,7 +241,7 @@ def test_without_quorum_the_leader_stops_and_all_goes_on_when_it_returns() -> No
             assert await until(lambda: bool(h.leading)) < 3 + 1.5
             before = max(h.acknowledged)
             await asyncio.sleep(5)
-            assert max(h.acknowledged) > before + 50
+            assert max(h.acknowledged) > before + 20
 
     run(story())
 
