@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from controllerd.agents import telemetry
@@ -41,6 +42,7 @@ from controllerd.app.volume import Volumes, detach_all
 from controllerd.config import ControllerConfig
 from controllerd.domain.placement import Ratios
 from controllerd.leadership.commit_log import CommitLog
+from controllerd.leadership.member import Member
 from controllerd.reconcilers.expiry import Expiry
 from controllerd.reconcilers.lost_node import LostNodes
 from controllerd.reconcilers.orphan_claim import OrphanClaims
@@ -69,9 +71,19 @@ def operations(config: ControllerConfig) -> dict[str, Operation]:
 
 class Controller:
     def __init__(
-        self, config: ControllerConfig, state: Path, commit_log: CommitLog, blobs: BlobStore, runtime: Runtime
+        self,
+        config: ControllerConfig,
+        state: Path,
+        commit_log: CommitLog,
+        blobs: BlobStore,
+        runtime: Runtime,
+        members: Callable[[], Mapping[str, Member]] = dict,
     ) -> None:
-        """`state`: the database file; its directory is this process's alone."""
+        """`state`: the database file; its directory is this process's alone. `members`: all controllers there are, by name."""
+        self._members = members
+        self._own_api = config.advertise_api or config.api_listen
+        self._own_agents = config.advertise_agents or config.agents_listen
+        self.at_work = asyncio.Event()  # in `run`: what has to be done first is done
         self.database = Database(state, commit_log, runtime)
         self.cloud = Cloud(self.database, runtime)
         self.authority = Authority(config.data_dir / "ca", runtime)
@@ -83,7 +95,7 @@ class Controller:
 
     def _lay_agents(self, config: ControllerConfig, runtime: Runtime) -> None:
         settings = SessionSettings(
-            (config.advertise_agents or config.agents_listen,),
+            self._all_agents,
             config.agents.heartbeat_interval_s,
             config.agents.silence_max_s,
         )
@@ -103,8 +115,7 @@ class Controller:
         self.passwords = Passwords(cloud)
         self.login = Login(cloud, self.passwords)
         self.identity = Identity(cloud, self.passwords, ensure_default)
-        api, controllers = config.advertise_api or config.api_listen, config.advertise_agents or config.agents_listen
-        self.nodes = Nodes(cloud, self.authority, [api], [controllers])
+        self.nodes = Nodes(cloud, self.authority, self._all_apis, self._all_agents)
         self.quotas = Quotas(cloud)
         self.history = History(cloud)
         self.flavors = Flavors(cloud)
@@ -119,8 +130,16 @@ class Controller:
         self.floating_ips = FloatingIps(cloud)
         self.security_groups = SecurityGroups(cloud)
 
+    def _all_apis(self) -> list[str]:
+        """Where the public API answers, this controller first: what a node that joins is told."""
+        return list(dict.fromkeys([self._own_api, *(member.api for member in self._members().values())]))
+
+    def _all_agents(self) -> list[str]:
+        """Where agents can dial, this controller first."""
+        return list(dict.fromkeys([self._own_agents, *(member.agents for member in self._members().values())]))
+
     async def open(self) -> None:
-        """Errors: ConfigError."""
+        """Errors: ConfigError; Fenced, Unavailable of a replicated log."""
         await self.database.open()
 
     async def run(self) -> None:
@@ -132,6 +151,7 @@ class Controller:
                 self.database.subscribe(room.notice)
             for worker in (self.tasks, self._lost_nodes, self._router_placement, *self._passes):
                 group.create_task(worker.run())
+            self.at_work.set()
 
     async def close(self) -> None:
         self.passwords.close()

@@ -51,11 +51,16 @@ class DataDirectory:
 class Lifecycle:
     def __init__(self) -> None:
         self.stopping = asyncio.Event()
+        self.is_ready = False
         self._watchdog: asyncio.Task[None] | None = None
 
     def ready(self, status: str) -> None:
-        """Tells systemd that the daemon serves, and starts feeding its watchdog (if it asked for one)."""
+        """Tells systemd that the daemon serves, and starts feeding its watchdog (if it asked for one). Again: a new status."""
         notify(f"READY=1\nSTATUS={status}")
+        if self.is_ready:
+            log.info("now", extra={"status": status})
+            return
+        self.is_ready = True
         interval_us = int(os.environ.get("WATCHDOG_USEC", "0"))
         ours = os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
         if interval_us and ours and self._watchdog is None:
@@ -63,6 +68,10 @@ class Lifecycle:
         gc.collect()
         gc.freeze()  # what was made by now stays to the end: later collections need not look at it
         log.info("ready", extra={"status": status})
+
+    def tell(self, status: str) -> None:
+        """What `systemctl status` shows."""
+        notify(f"STATUS={status}")
 
     def stop(self) -> None:
         if not self.stopping.is_set():

@@ -1,8 +1,9 @@
 """Sessions with agents, the controller's end.
 
 One session an agent; a newer one of the same agent ends the older. After the welcome the agent is sent its desired state
-whole (or told that what it holds is right), then deltas whenever a commit touched its node. What comes up is applied in one
-transaction a message and only to what the node holds. A certificate that was replaced ends its session at the next commit
+whole (or told that what it holds is right), then deltas whenever a commit touched its node, or a network that it carries (then
+a moment later, together with what follows). What comes up is applied in one transaction a message and only to what the node
+holds. A certificate that was replaced ends its session at the next commit
 that touches the node.
 
 A session talks in tasks of its own, one that reads and one for each kind of thing that is sent: nobody else's cancellation
@@ -13,19 +14,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from google.protobuf.json_format import MessageToDict
 
+from controllerd.agents.compilation import Compilation, Compile, Wanted
+from controllerd.agents.desired.state import State
 from controllerd.agents.intake import FAULT_LENGTH_MAX, Intake
 from controllerd.domain.node import AGENT_OF_ROLE, AgentRecord, Node, check_agent
 from controllerd.store import agent_task, event, recovery, server
 from controllerd.store import node as node_store
 from controllerd.store.database import Database, Tx
+from controllerd.store.network import CARRIED
 from daemonkit import metrics
-from daemonkit.desired import encode, key_of, state_hash
 from daemonkit.errors import Fenced, Forbidden, InvalidArgument, SkyrackError, Unavailable
 from daemonkit.runtime import Runtime
 from daemonkit.tls import Identity
@@ -37,6 +40,7 @@ log = logging.getLogger(__name__)
 HELLO_TIMEOUT_S = 10.0
 ASK_TIMEOUT_S = 10.0
 INVENTORY_BYTES_MAX = 2 << 20  # some 30,000 cached images
+GATHER_S = 0.1  # that news of other nodes' ports wait for more of them
 QUERIES_MAX = 64  # questions that wait to be sent to one agent
 
 KINDS = {
@@ -45,26 +49,25 @@ KINDS = {
     agent_pb2.AGENT_KIND_STORAGED: "storaged",
 }
 
-# Everything a node of that agent kind shall have: (tx, node id) -> objects.
-Compile = Callable[[Tx, str], list[agent_pb2.DesiredObject]]
-
 
 @dataclass(frozen=True)
 class SessionSettings:
-    controllers: tuple[str, ...]  # what agents are told to dial
+    controllers: Callable[[], Sequence[str]]  # what agents are told to dial
     heartbeat_interval_s: float
     silence_max_s: float  # a session without a message for so long is ended
 
 
-@dataclass
+@dataclass(eq=False)
 class _Session:
     node: Node
     kind: str
     stream: ControllerStream
     dirty: asyncio.Event = field(default_factory=asyncio.Event)
     generation: int = 0  # of what was sent last
-    sent: dict[str, bytes] = field(default_factory=dict)  # key -> encoded object, as the agent holds it
+    sent: State | None = None  # as the agent holds it
+    touched: bool = True  # the node's own rows changed since; else only what networks tell of others
     tasks_sent: set[str] = field(default_factory=set)
+    carried: frozenset[str] = frozenset()  # networks that it is entered with
     whole_wanted: bool = False  # the agent asked for its desired state afresh
     heard_s: float = 0.0
     taking: bool = False  # a message of its is being applied: silence now is ours
@@ -81,16 +84,34 @@ class Sessions:
     def __init__(
         self, database: Database, compilers: Mapping[str, Compile], intake: Intake, settings: SessionSettings, runtime: Runtime
     ) -> None:
-        self._db, self._compilers, self._intake = database, compilers, intake
+        self._db, self._compilation, self._intake = database, Compilation(database, compilers), intake
         self._settings, self._runtime = settings, runtime
         self._sessions: dict[tuple[str, str], _Session] = {}
+        self._carrying: dict[str, dict[_Session, None]] = {}  # network -> sessions that were sent something of it
+        self._gathering: dict[_Session, None] = {}  # wait for more of their networks' news
         self._generations: dict[tuple[str, str], int] = {}  # they rise through all sessions of an agent in this epoch
 
     def notice(self, touched: set[str]) -> None:
-        """Subscriber of the store: wakes the sessions of touched nodes."""
-        for session in self._sessions.values():
-            if session.node.id in touched:
-                session.dirty.set()
+        """Subscriber of the store: wakes the sessions of touched nodes, and those that carry a touched network."""
+        for key in touched:
+            if key.startswith(CARRIED):
+                self._compilation.forget(key.removeprefix(CARRIED))
+                self._gather(self._carrying.get(key.removeprefix(CARRIED), ()))
+            for kind in KINDS.values():
+                if session := self._sessions.get((key, kind)):
+                    session.touched = True
+                    session.dirty.set()
+
+    def _gather(self, sessions: Iterable[_Session]) -> None:
+        """A port that comes or goes is news for every node of its network, but only its own must hear of it at once."""
+        if not self._gathering and sessions:
+            asyncio.get_running_loop().call_later(GATHER_S, self._gathered)
+        self._gathering.update(dict.fromkeys(sessions))
+
+    def _gathered(self) -> None:
+        sessions, self._gathering = self._gathering, {}
+        for session in sessions:
+            session.dirty.set()
 
     def connected(self, node_id: str, kind: str) -> bool:
         return (node_id, kind) in self._sessions
@@ -166,6 +187,7 @@ class Sessions:
         try:
             yield
         finally:
+            self._carry(session, ())
             if self._sessions.get(session.key) is session:
                 del self._sessions[session.key]
                 gone = self._db.submit(lambda tx: node_store.disconnected(tx, *session.key))
@@ -180,6 +202,8 @@ class Sessions:
         inventory = _content(hello.inventory)
         record = AgentRecord(session.node.id, session.kind, True, tx.now, False, hello.version, hello.boot_id, inventory)
         node_store.put_agent(tx, record)
+        if known is None and hello.desired_generation and recovery.restored(tx):
+            recovery.hold(tx, session.node.id, session.kind)  # it joined after the backup, and again since the restore
         if known is None or known.lost:
             kind = "node.agent_up" if known is None else "node.back"
             event.record(tx, kind, "", session.node.id, f"{session.kind} on {session.node.name} is in session")
@@ -187,7 +211,7 @@ class Sessions:
 
     async def _talk(self, session: _Session, hello: agent_pb2.Hello) -> None:
         welcome = agent_pb2.Welcome(
-            controllers=self._settings.controllers, nodes=len(self._sessions), node_id=session.node.id,
+            controllers=self._settings.controllers(), nodes=len(self._sessions), node_id=session.node.id,
             heartbeat_interval_ms=int(self._settings.heartbeat_interval_s * 1000),
         )  # fmt: skip
         await session.stream.send(self._message(welcome=welcome))
@@ -216,32 +240,49 @@ class Sessions:
     def _message(self, **body: object) -> agent_pb2.ControllerMessage:
         return agent_pb2.ControllerMessage(epoch=self._db.epoch, **body)  # type: ignore[arg-type]
 
-    async def _compile(self, session: _Session) -> dict[str, agent_pb2.DesiredObject]:
-        """Errors: Forbidden when the node is gone or its certificate was replaced."""
-        compiler = self._compilers[session.kind]
+    async def _push(self, session: _Session, held: bytes | None) -> None:
+        """Brings the agent up to date, by a delta or, with `held` (hash of what it has; b"" = unknown), whole.
 
-        def read(tx: Tx) -> list[agent_pb2.DesiredObject]:
-            node = node_store.NODES.find(tx, session.node.id)
-            if node is None or node.certificate_serial != session.node.certificate_serial:
-                raise Forbidden("the certificate was replaced by a newer one, or the node removed", why="old")
-            return compiler(tx, session.node.id)
+        Errors: Forbidden when the node is gone or its certificate was replaced.
+        """
+        wanted = Wanted(session.node, session.kind, session.sent, session.touched, held)
+        session.touched = False
+        compiled = await self._compilation.compile(wanted)
+        session.sent = compiled.state
+        self._carry(session, compiled.state.wires)
+        if compiled.message is not None:
+            compiled.message.base = 0 if held is not None else session.generation
+            compiled.message.generation = self._next_generation(session)
+            await session.stream.send(self._message(desired=compiled.message))
+        for task_id, body in compiled.tasks:
+            if task_id not in session.tasks_sent:
+                session.tasks_sent.add(task_id)
+                await session.stream.send(self._message(task=agent_pb2.Task.FromString(body)))
 
-        return {key_of(o): o for o in await self._db.read(read)}
+    def _carry(self, session: _Session, network_ids: Iterable[str]) -> None:
+        """Enters the session with these networks and no others."""
+        before, after = session.carried, frozenset(network_ids)
+        for network_id in before - after:
+            sessions = self._carrying[network_id]
+            del sessions[session]
+            if not sessions:
+                del self._carrying[network_id]
+        for network_id in after - before:
+            self._carrying.setdefault(network_id, {})[session] = None
+        session.carried = after
+        if self._compilation.outdated(after):  # it was not entered yet when that was told
+            session.dirty.set()
 
     async def _push_all(self, session: _Session, held: bytes) -> None:
         """`held`: hash of what the agent has from an earlier session."""
         await self._until_released(session)
-        await self._push_whole(session, held)
-        session.dirty.set()  # tasks, and whatever changed meanwhile
+        await self._push(session, held)
+        session.dirty.set()  # whatever changed meanwhile
         while True:
             await session.dirty.wait()
             session.dirty.clear()
-            if session.whole_wanted:
-                session.whole_wanted = False
-                await self._push_whole(session, b"")
-            else:
-                await self._push_delta(session)
-            await self._push_tasks(session)
+            whole, session.whole_wanted = session.whole_wanted, False
+            await self._push(session, b"" if whole else None)
 
     async def _until_released(self, session: _Session) -> None:
         """After a restore from a backup an agent is told nothing before it was compared."""
@@ -253,35 +294,6 @@ class Sessions:
         session.generation = self._generations.get(session.key, 0) + 1
         self._generations[session.key] = session.generation
         return session.generation
-
-    async def _push_whole(self, session: _Session, held: bytes) -> None:
-        objects = await self._compile(session)
-        session.sent = {k: encode(o) for k, o in objects.items()}
-        digest, generation = state_hash(session.sent), self._next_generation(session)
-        if held == digest:
-            state = agent_pb2.DesiredState(generation=generation, hash=digest, same=True)
-        else:
-            state = agent_pb2.DesiredState(generation=generation, hash=digest, put=objects.values())
-        await session.stream.send(self._message(desired=state))
-
-    async def _push_delta(self, session: _Session) -> None:
-        objects = await self._compile(session)
-        bodies = {k: encode(o) for k, o in objects.items()}
-        put = [objects[k] for k, body in bodies.items() if session.sent.get(k) != body]
-        remove = [k for k in session.sent if k not in bodies]
-        if not put and not remove:
-            return
-        base, session.sent = session.generation, bodies
-        generation = self._next_generation(session)
-        state = agent_pb2.DesiredState(base=base, generation=generation, put=put, remove=remove, hash=state_hash(bodies))
-        await session.stream.send(self._message(desired=state))
-
-    async def _push_tasks(self, session: _Session) -> None:
-        found = await self._db.read(lambda tx: agent_task.outstanding(tx, session.node.id, session.kind))
-        for task_id, body in found:
-            if task_id not in session.tasks_sent:
-                session.tasks_sent.add(task_id)
-                await session.stream.send(self._message(task=agent_pb2.Task.FromString(body)))
 
     async def _ask_all(self, session: _Session) -> None:
         while True:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from controllerd.agents.authority import Authority
@@ -30,6 +30,9 @@ _HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,61}[A-Za-z0-9])?")
 NODE_ROLES = tuple(role for role in ROLES if role != "controller")
 
 
+Addresses = Callable[[], Sequence[str]]  # as they are now
+
+
 @dataclass(frozen=True)
 class NodeView:
     node: Node
@@ -46,10 +49,10 @@ class Joined:
 
 
 class Nodes:
-    def __init__(self, cloud: Cloud, authority: Authority, api: Sequence[str], controllers: Sequence[str]) -> None:
-        """`api`, `controllers`: addresses "host:port" a joining node is told for the API and the agent service."""
+    def __init__(self, cloud: Cloud, authority: Authority, apis: Addresses, controllers: Addresses) -> None:
+        """`apis`, `controllers`: addresses "host:port" a joining node is told for the API and the agent service."""
         self._db, self._runtime, self._authority = cloud.database, cloud.runtime, authority
-        self._api, self._controllers = tuple(api), tuple(controllers)
+        self._apis, self._controllers = apis, controllers
 
     async def create_join_token(self, caller: Caller, name: str, roles: Sequence[str], lifetime_s: int) -> tuple[str, float]:
         """(token, expiry). The token is shown once; only the hash of its secret is kept."""
@@ -68,7 +71,7 @@ class Nodes:
             return tx.now + life_s
 
         expires_at = await self._db.write(store_token)
-        content = {"secret": secret, "endpoints": self._api, "ca": self._authority.certificate_pem().decode()}
+        content = {"secret": secret, "endpoints": self._apis(), "ca": self._authority.certificate_pem().decode()}
         return base64.urlsafe_b64encode(json.dumps(content).encode()).decode(), expires_at
 
     async def join(self, secret: str, name: str, csr_pem: bytes) -> Joined:
@@ -100,7 +103,7 @@ class Nodes:
                 NODES.insert(tx, node)
             event.record(tx, "node.join", "", node.id, f"{name} joined as {', '.join(node.roles)}")
             tx.touch(node.id)
-            return Joined(certificate, self._authority.certificate_pem(), node.roles, self._controllers)
+            return Joined(certificate, self._authority.certificate_pem(), node.roles, tuple(self._controllers()))
 
         return await self._db.write(use)
 

@@ -31,7 +31,7 @@ SNAPSHOT_BACKOFF_MAX_S = 5.0
 
 NEVER = Created(key.LEADER, -1)  # a condition that does not hold: the transaction is a look at several keys at one moment
 
-FetchSnapshot = Callable[[Member, Path], Awaitable[None]]
+FetchSnapshot = Callable[[Member, Path], Awaitable[object]]
 
 
 class Behind(Unavailable):

@@ -73,7 +73,7 @@ class House:
         self.runtime = virtual.runtime()
         self.network = MemoryNetwork()
         self.database = Database(path / "state.db", LocalLog(), self.runtime)
-        settings = SessionSettings((ADDRESS,), 2.0, 6.0)
+        settings = SessionSettings(lambda: (ADDRESS,), 2.0, 6.0)
         compilers = dict.fromkeys(("storaged", "computed", "networkd"), compile_storage)
         self.intake = Intake(storage.TAKERS, telemetry.take)
         self.sessions = Sessions(self.database, compilers, self.intake, settings, self.runtime)

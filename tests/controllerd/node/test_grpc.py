@@ -58,7 +58,7 @@ class Stage:
 async def stage(database: Database, tmp_path: Path) -> AsyncIterator[Stage]:
     runtime, pki = system_runtime(), Pki(tmp_path / "pki")
     intake = Intake(storage.TAKERS, telemetry.take)
-    sessions = Sessions(database, {"storaged": compile_storage}, intake, SessionSettings(("c:1",), 1.0, 60.0), runtime)
+    sessions = Sessions(database, {"storaged": compile_storage}, intake, SessionSettings(lambda: ("c:1",), 1.0, 60.0), runtime)
     database.subscribe(sessions.notice)
     server = rpc.Server(runtime.new_id)
     agent_pb2_grpc.add_AgentServiceServicer_to_server(AgentService(sessions), server.grpc)

@@ -82,7 +82,7 @@ class Live:
 
     def __init__(self, rig: Rig, network: MemoryNetwork) -> None:
         self.rig, self._network = rig, network
-        settings = SessionSettings(("controller:7701",), 2.0, 6.0)
+        settings = SessionSettings(lambda: ("controller:7701",), 2.0, 6.0)
         self.sessions = Sessions(rig.database, COMPILERS, rig.intake, settings, rig.runtime)
         self.servers = Servers(rig.cloud, rig.operations, ConsoleLogs(self.sessions))
         self._lost = LostNodes(rig.database, rig.runtime, 0.5)
