@@ -15,12 +15,11 @@ from controllerd.leadership import key
 from controllerd.leadership.entry import Entry, encode
 from controllerd.leadership.kv import Created, KeyValue, Kv, Put
 from controllerd.leadership.lease import Lease, LeaseSettings
-from daemonkit.errors import Fenced, InvalidArgument, Unavailable
+from daemonkit.errors import Fenced, Unavailable
 from daemonkit.runtime import Runtime
 
 log = logging.getLogger(__name__)
 
-ENTRY_BYTES_MAX = 1_400_000  # etcd takes requests up to 1.5 MiB, if not told otherwise
 GIVE_UP_TTLS = 2
 PAUSE_MIN_S = 0.02
 PAUSE_MAX_S = 0.5
@@ -42,13 +41,8 @@ class ReplicatedLog:
         return max(last + 1, self._leader_revision)
 
     async def append(self, entry: Entry) -> None:
-        """Gives up after twice the lease's life: by then another may lead, and only the log itself tells the outcome.
-
-        Errors: InvalidArgument (too large: certainly not appended, the term goes on), and those of CommitLog.
-        """
+        """Gives up after twice the lease's life: by then another may lead, and only the log itself tells the outcome."""
         value = encode(entry)
-        if len(value) > ENTRY_BYTES_MAX:
-            raise InvalidArgument("request", f"changes too much at once: {len(value)} bytes, at most {ENTRY_BYTES_MAX}")
         until_s = self._runtime.clock.boottime_s() + GIVE_UP_TTLS * self._settings.ttl_s
         pause_s = PAUSE_MIN_S
         while True:

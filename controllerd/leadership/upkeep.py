@@ -26,8 +26,8 @@ from daemonkit.runtime import Runtime
 
 log = logging.getLogger(__name__)
 
-INTERVAL_S = 30.0
-URGENT_INTERVAL_S = 5.0
+INTERVAL_S = 10.0
+URGENT_INTERVAL_S = 2.0
 PAGE_ENTRIES = 100
 DELETE_ENTRIES = 2000  # in one transaction
 

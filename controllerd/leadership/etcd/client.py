@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import grpc
 
@@ -98,12 +98,9 @@ class EtcdKv:
             call = at.watch.Watch(_watch_requests(prefix, from_revision), metadata=WITH_LEADER)
             try:
                 while True:
-                    async with asyncio.timeout(SILENCE_MAX_S):
-                        answer = await call.read()
-                    changes = _watched(answer)
-                    if changes:
+                    if changes := _watched(await _read(call)):
                         yield changes
-            except (TimeoutError, grpc.aio.AioRpcError, Unavailable) as error:
+            except (grpc.aio.AioRpcError, Unavailable) as error:
                 await self._members.leave(at)
                 raise Unavailable(f"the watch at etcd {at.endpoint} broke: {_said(error)}") from None
             finally:
@@ -151,7 +148,7 @@ class EtcdKv:
                     raise Refused(message, error.code()) from None
                 await self._members.leave(at)
                 raise Unavailable(message) from None
-            except Unavailable:
+            except (Unavailable, asyncio.CancelledError):  # or its caller's patience is shorter than ours
                 await self._members.leave(at)
                 raise
 
@@ -223,6 +220,18 @@ async def _watch_requests(prefix: str, from_revision: int) -> AsyncIterator[etcd
         yield etcd_pb2.WatchRequest(progress_request=etcd_pb2.WatchProgressRequest())
 
 
+async def _read(call: Any) -> object:
+    """The next message of a stream, not a message at its end. Errors: Unavailable after SILENCE_MAX_S, AioRpcError."""
+    reading = asyncio.ensure_future(call.read())
+    try:
+        await asyncio.wait([reading], timeout=SILENCE_MAX_S)  # unlike asyncio.timeout, it takes no cancellation for its own
+        if not reading.done():
+            raise Unavailable("no sign of life")
+        return reading.result()
+    finally:
+        reading.cancel()
+
+
 def _watched(answer: object) -> list[Change]:
     """Empty for a mere sign of life. Errors: Compacted, Unavailable."""
     if not isinstance(answer, etcd_pb2.WatchResponse):
@@ -237,4 +246,4 @@ def _watched(answer: object) -> list[Change]:
 def _said(error: Exception) -> str:
     if isinstance(error, grpc.aio.AioRpcError):
         return f"{error.code().name.lower()}: {error.details()}"
-    return str(error) or "no sign of life"
+    return str(error)

@@ -509,6 +509,11 @@ class MaintenanceStub:
                 request_serializer=controllerd_dot_leadership_dot_etcd_dot_etcd__pb2.DefragmentRequest.SerializeToString,
                 response_deserializer=controllerd_dot_leadership_dot_etcd_dot_etcd__pb2.DefragmentResponse.FromString,
                 _registered_method=True)
+        self.MoveLeader = channel.unary_unary(
+                '/etcdserverpb.Maintenance/MoveLeader',
+                request_serializer=controllerd_dot_leadership_dot_etcd_dot_etcd__pb2.MoveLeaderRequest.SerializeToString,
+                response_deserializer=controllerd_dot_leadership_dot_etcd_dot_etcd__pb2.MoveLeaderResponse.FromString,
+                _registered_method=True)
 
 
 class MaintenanceServicer:
@@ -532,6 +537,12 @@ class MaintenanceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def MoveLeader(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_MaintenanceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -549,6 +560,11 @@ def add_MaintenanceServicer_to_server(servicer, server):
                     servicer.Defragment,
                     request_deserializer=controllerd_dot_leadership_dot_etcd_dot_etcd__pb2.DefragmentRequest.FromString,
                     response_serializer=controllerd_dot_leadership_dot_etcd_dot_etcd__pb2.DefragmentResponse.SerializeToString,
+            ),
+            'MoveLeader': grpc.unary_unary_rpc_method_handler(
+                    servicer.MoveLeader,
+                    request_deserializer=controllerd_dot_leadership_dot_etcd_dot_etcd__pb2.MoveLeaderRequest.FromString,
+                    response_serializer=controllerd_dot_leadership_dot_etcd_dot_etcd__pb2.MoveLeaderResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -632,6 +648,33 @@ class Maintenance:
             '/etcdserverpb.Maintenance/Defragment',
             controllerd_dot_leadership_dot_etcd_dot_etcd__pb2.DefragmentRequest.SerializeToString,
             controllerd_dot_leadership_dot_etcd_dot_etcd__pb2.DefragmentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MoveLeader(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/etcdserverpb.Maintenance/MoveLeader',
+            controllerd_dot_leadership_dot_etcd_dot_etcd__pb2.MoveLeaderRequest.SerializeToString,
+            controllerd_dot_leadership_dot_etcd_dot_etcd__pb2.MoveLeaderResponse.FromString,
             options,
             channel_credentials,
             insecure,
