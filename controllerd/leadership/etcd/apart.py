@@ -66,7 +66,7 @@ class Apart:
             return ""
         finally:
             await connection.retire()
-        return next((known.name for known in listed.members if known.ID == member), "")
+        return next((known.name for known in listed.members if member == known.ID), "")
 
     async def _move(self, endpoint: str, target: int) -> bool:
         """`endpoint`: of etcd's leader, which alone can hand over."""
