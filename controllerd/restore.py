@@ -97,7 +97,7 @@ async def _look_at_log(kv: Kv, own: set[str], replace: bool) -> list[Created]:
 
 async def _empty_log(kv: Kv, claim: list[Created], cluster_id: str) -> None:
     """From now on no copy of the former state can lead."""
-    changes = [Delete(key.LOG, key.after(key.LOG)), Put(key.CLUSTER, cluster_id.encode())]
+    changes: list[Put | Delete] = [Delete(key.LOG, key.after(key.LOG)), Put(key.CLUSTER, cluster_id.encode())]
     if not (await kv.txn(claim, changes)).succeeded:
         raise ConfigError("a controller began to lead meanwhile: stop the controllers on all machines first")
 

@@ -57,7 +57,8 @@ def sources(tx: Tx, sha256: str) -> list[str]:
 
 
 def put_blob(tx: Tx, sha256: str, node_id: str, size_bytes: int) -> None:
-    if tx.run("INSERT OR IGNORE INTO blob VALUES (?, ?, ?, ?)", sha256, node_id, size_bytes, tx.now):
+    sql = "INSERT OR IGNORE INTO blob (sha256, node_id, size_bytes, created_at) VALUES (?, ?, ?, ?)"
+    if tx.run(sql, sha256, node_id, size_bytes, tx.now):
         tx.touch(node_id)
 
 
@@ -70,12 +71,14 @@ def blobs_of_node(tx: Tx, node_id: str) -> list[str]:
 
 
 def collect(tx: Tx, before: float) -> int:
-    """Content that no image, server or unfinished volume names and that came before `before` is told to go."""
+    """Content that no image, server or unfinished volume names and that came before `before` is told to go; after a restore
+    from a backup not before its node is released."""
     sql = (
         "SELECT sha256, node_id FROM blob b WHERE created_at < ?"
         " AND NOT EXISTS (SELECT 1 FROM image WHERE sha256 = b.sha256)"
         " AND NOT EXISTS (SELECT 1 FROM server WHERE image_sha256 = b.sha256)"
         " AND NOT EXISTS (SELECT 1 FROM volume WHERE image_sha256 = b.sha256 AND state = 'CREATING')"
+        " AND NOT EXISTS (SELECT 1 FROM restore WHERE released_at = 0) AND node_id NOT IN (SELECT node_id FROM hold)"
     )
     found = tx.all(sql, before)
     for row in found:

@@ -51,7 +51,9 @@ def approve(tx: Tx) -> None:
 
 
 def holds(tx: Tx) -> list[Hold]:
-    return [Hold(**row) for row in tx.each("SELECT * FROM hold ORDER BY node_id, kind")]
+    return [
+        Hold(**row) for row in tx.each("SELECT node_id, kind, since, observed_at, compared_at FROM hold ORDER BY node_id, kind")
+    ]
 
 
 def held(tx: Tx, node_id: str, kind: str) -> bool:
@@ -66,7 +68,8 @@ def refuse_while_held(tx: Tx) -> None:
 
 def hold(tx: Tx, node_id: str, kind: str) -> None:
     """Twice is once."""
-    tx.run("INSERT OR IGNORE INTO hold VALUES (?, ?, ?, 0, 0)", node_id, kind, tx.now)
+    columns = "node_id, kind, since, observed_at, compared_at"
+    tx.run(f"INSERT OR IGNORE INTO hold ({columns}) VALUES (?, ?, ?, 0, 0)", node_id, kind, tx.now)
 
 
 def observed(tx: Tx, node_id: str, kind: str) -> None:
@@ -100,10 +103,27 @@ def decided(tx: Tx, resource_id: str) -> bool:
 
 def decide(tx: Tx, resource_kind: str, resource_id: str, node_id: str, outcome: str) -> None:
     """`outcome`: ADOPTED or MISSING. Once a restore."""
-    tx.run("INSERT INTO finding VALUES (?, ?, ?, ?, ?)", resource_id, resource_kind, node_id, outcome, tx.now)
+    columns = "resource_id, resource_kind, node_id, outcome, found_at"
+    tx.run(f"INSERT INTO finding ({columns}) VALUES (?, ?, ?, ?, ?)", resource_id, resource_kind, node_id, outcome, tx.now)
 
 
 def findings(tx: Tx) -> dict[str, int]:
     """Outcome -> how many."""
     rows: list[Row] = tx.all("SELECT outcome, count(*) AS n FROM finding GROUP BY outcome")
     return {row["outcome"]: row["n"] for row in rows}
+
+
+def nobodys(tx: Tx, node_id: str) -> list[float]:
+    """Since when the node has each thing that nobody owns and that would lose something when the node is told what to do:
+    guests their networks and disks, routers and content of images themselves, guests of ours a disk that was attached since."""
+    sql = (
+        "SELECT observed_at AS since FROM foreign_object WHERE node_id = ?1 AND kind IN ('server', 'router')"
+        " UNION ALL SELECT h.observed_at FROM server s, json_each(s.observed_attached) a JOIN hold h ON h.node_id = s.node_id"
+        " AND h.kind = 'computed' WHERE s.node_id = ?1 AND a.value NOT IN (SELECT id FROM attachment)"
+        " UNION ALL SELECT created_at FROM blob b WHERE node_id = ?1"
+        " AND created_at >= (SELECT restored_at FROM restore)"
+        " AND NOT EXISTS (SELECT 1 FROM image WHERE sha256 = b.sha256)"
+        " AND NOT EXISTS (SELECT 1 FROM server WHERE image_sha256 = b.sha256)"
+        " AND NOT EXISTS (SELECT 1 FROM volume WHERE image_sha256 = b.sha256 AND state = 'CREATING')"
+    )
+    return [float(row["since"]) for row in tx.each(sql, node_id)]

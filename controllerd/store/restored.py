@@ -46,8 +46,8 @@ _FORGOTTEN = (
     "DELETE FROM foreign_object",
     "DELETE FROM finding",
     "DELETE FROM hold",
-    "INSERT INTO hold SELECT node_id, kind, :now, 0, 0 FROM agent",
-    "INSERT OR REPLACE INTO restore VALUES (1, :taken_at, :now, 0, 0)",
+    "INSERT INTO hold (node_id, kind, since, observed_at, compared_at) SELECT node_id, kind, :now, 0, 0 FROM agent",
+    "INSERT OR REPLACE INTO restore (one, backup_at, restored_at, approved_at, released_at) VALUES (1, :taken_at, :now, 0, 0)",
 )
 
 
