@@ -11,11 +11,12 @@ from types import TracebackType
 from typing import Any, Self
 
 from controllerd.controller import Controller
-from controllerd.daemon import public_services
+from controllerd.api.rpc.services import public_services
 from daemonkit import rpc
 from daemonkit.runtime import InlineThreads, Runtime, SystemClock, ThreadPool, Threads
 from daemonkit.tls import TlsFiles
 from skyrack.client import Cloud as Client
+from skyrack.testing.daemon import Daemon
 from skyrack.testing.rack import Rack
 from skyrack.testing.seat import Seat
 
@@ -53,10 +54,7 @@ class Cloud:
             self._directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="skyrack-")))
             self.rack = Rack(self._directory, self._nodes, [CONTROLLER], self._runtime)
             await stack.enter_async_context(self.rack)
-            self._seat = Seat(self._directory, CONTROLLER, self.rack.network, self.rack.blobs, self._runtime)
-            await self._seat.bootstrap()
-            await self._seat.start()
-            stack.push_async_callback(self._seat.stop)
+            await self._start_controller(stack)
             await self._listen(stack)
             self.client = await stack.enter_async_context(self.connect())
             async with asyncio.timeout(READY_TIMEOUT_S):
@@ -72,7 +70,9 @@ class Cloud:
 
     @property
     def controller(self) -> Controller:
-        return self._seat.controller
+        controller = self._seat.controller
+        assert controller is not None, "the controller is gone"
+        return controller
 
     @property
     def endpoint(self) -> str:
@@ -83,6 +83,16 @@ class Cloud:
         """Another login; takes what `skyrack.client.Cloud.connect` takes, and is the admin's without any."""
         return Client.connect(environ=self.environ, **login)
 
+    async def _start_controller(self, stack: AsyncExitStack) -> None:
+        runtime = self._runtime("controller")
+        home = self._directory / "controller"
+        self._seat = Seat(home, "controller", self.rack.network, self.rack.blobs, runtime, CONTROLLER)
+        await self._seat.bootstrap(self._directory / "admin.env")
+        controller = Daemon(self._seat.alone())
+        stack.push_async_callback(controller.kill)
+        async with asyncio.timeout(READY_TIMEOUT_S):
+            await self._seat.leading.wait()
+
     async def _listen(self, stack: AsyncExitStack) -> None:
         server, services = rpc.Server(self._runtime("api").new_id), public_services(self.controller)
         for add, servicer in services.values():
@@ -90,7 +100,7 @@ class Cloud:
         port = server.bind("127.0.0.1:0", TlsFiles(self._seat.config.tls_dir).server(clients_must_show_certificate=False))
         await server.start(list(services))
         stack.push_async_callback(server.stop, 0.0)
-        written = self._seat.admin_env.read_text().replace("export ", "").split()
+        written = (self._directory / "admin.env").read_text().replace("export ", "").split()
         self.environ = dict(line.split("=", 1) for line in written) | {"SKYRACK_ENDPOINT": f"127.0.0.1:{port}"}
 
     async def _start_nodes(self) -> None:

@@ -48,10 +48,13 @@ class Rack:
     def __init__(
         self, directory: Path, nodes: Mapping[str, tuple[str, ...]], controllers: Sequence[str],
         runtime: Callable[[str], Runtime], *, volume_delay_s_max: float = 0.0,
+        ledger: Callable[[Path, Runtime], Ledger] = Ledger,
     ) -> None:  # fmt: skip
-        """`nodes`: name -> roles. `controllers`: where agents dial. `volume_delay_s_max`: how long work on a volume takes."""
+        """`nodes`: name -> roles. `controllers`: where agents dial. `volume_delay_s_max`: how long work on a volume takes.
+        `ledger`: makes each agent's."""
         self.nodes, self.controllers = dict(nodes), list(controllers)
         self._directory, self._runtime, self._volume_delay_s_max = directory, runtime, volume_delay_s_max
+        self._new_ledger = ledger
         self._starts = {"computed": self._computed, "networkd": self._networkd, "storaged": self._storaged}
         self._stack = AsyncExitStack()
         self.network = MemoryNetwork()
@@ -96,7 +99,7 @@ class Rack:
         """`daemon`: "computed-k1". Again after `kill`: guests, disks and kernel are as they were."""
         kind, _, node = daemon.partition("-")
         runtime, held = self._runtime(daemon), AsyncExitStack()
-        ledger = Ledger(self._directory / daemon / "ledger.db", runtime)
+        ledger = self._new_ledger(self._directory / daemon / "ledger.db", runtime)
         await ledger.open()
         held.push_async_callback(ledger.close)
         session, work = await self._starts[kind](node, self._directory / daemon, ledger, runtime, held)

@@ -214,9 +214,10 @@ class Story:
         late = await self._launch("late")
         await asyncio.sleep(world.dice.uniform(0.0, LAUNCH_S))
         self._killed_in = (await self._cloud.servers.get(self._ann, late)).state
-        await world.seat.kill()
+        world.controllers["c1"].kill()
         await asyncio.sleep(world.dice.uniform(0.1, 10.0))
-        await world.seat.start()
+        world.controllers["c1"].start()
+        await world.led()
         await self._reach(late, "ACTIVE")
         await self._hold(IN_USE | {"servers": 3, "vcpus": 3, "memory_mib": 1536})
         await self._delete(late)
