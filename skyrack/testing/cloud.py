@@ -10,8 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from controllerd.controller import Controller
 from controllerd.api.rpc.services import public_services
+from controllerd.controller import Controller
 from daemonkit import rpc
 from daemonkit.runtime import InlineThreads, Runtime, SystemClock, ThreadPool, Threads
 from daemonkit.tls import TlsFiles

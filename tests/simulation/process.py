@@ -136,7 +136,7 @@ class ControllerProcess:
 
     async def _fetch_snapshot(self, member: Member, target: Path) -> None:
         async def take(controller: Controller) -> None:
-            target.unlink(missing_ok=True)
+            target.unlink(missing_ok=True)  # noqa: ASYNC240
             await snapshot.take(controller.database, target)
 
         await self.others[member.name].ask(take)
