@@ -182,8 +182,8 @@ class Session:
             log.log(level, "no session", extra={"controller": address, "why": error.message, "lasted_s": round(lasted_s, 1)})
             last_why = error.message
             # One step aside at a time: two standbys that point at each other must not keep us running between them.
-            hint = error.leader if isinstance(error, NotLeader) and error.leader != address and not hint else ""
-            if hint:
+            hint = error.leader if isinstance(error, NotLeader) and not hint else ""
+            if hint and hint != address:  # one that names itself does not serve yet: there again, but after a pause
                 continue
             if isinstance(error, Forbidden | Unauthenticated):
                 log.error("refused by the controller", extra={"controller": address, "why": error.message})

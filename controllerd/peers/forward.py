@@ -3,17 +3,17 @@
 Any method, as bytes, over mutual TLS to the leader's address for agents and controllers, where the same public services answer
 to controllers only. What the leader says comes back unchanged: answers, status, details, trailing metadata.
 
-While nobody leads, or the leader cannot be connected to, a call is held, for `hold_max_s` at most; a stream of requests stays
-unread meanwhile. Then, or when too many are held: NoLeader. A call goes to the next leader only if it certainly was not carried
-out: no connection was made, or the answer was NOT_LEADER. In doubt its client is told UNAVAILABLE. (A stream of requests is not
-kept, so it is never sent again.)
+While nobody leads, or the leader does not answer or serve yet, a call is held, for `hold_max_s` at most; a stream of requests
+stays unread meanwhile. Then, or when too many are held: NoLeader. A call goes to the next leader only if it certainly was not
+carried out: no connection was made, or the answer was NOT_LEADER. In doubt its client is told UNAVAILABLE. (A stream of requests
+is not kept, so it is never sent again.)
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -21,15 +21,11 @@ import grpc
 from google.protobuf import descriptor_pool
 
 from controllerd.api.rpc.gate import ORIGIN_KEY, Context, origin
-from controllerd.leadership.leaders import Leaders
-from controllerd.leadership.member import Member
+from controllerd.peers.link import Link
 from daemonkit import rpc
 from daemonkit.errors import NoLeader, NotLeader, Unavailable
-from daemonkit.tls import TlsFiles
 
-CONNECT_S = 2.0
-PAUSE_S = 0.1  # before a leader that could not be connected to, or did not lead yet, is tried again
-LEFT_S = 1.0  # what calls with a leader have left when another one is there
+RETRY_S = 2.0  # what clients are told whose calls could not be held, or not for long enough
 
 # Metadata that belongs to one hop.
 _OF_THE_HOP = ("grpc-", ":", "user-agent", "te", "content-type", "host", ORIGIN_KEY, "x-request-id")
@@ -53,9 +49,8 @@ class ForwardSettings:
 
 
 class Forwarder(grpc.GenericRpcHandler):
-    def __init__(self, leaders: Leaders, tls: TlsFiles, settings: ForwardSettings) -> None:
-        self._leaders, self._tls, self._settings = leaders, tls, settings
-        self._links: dict[str, _Link] = {}  # by address
+    def __init__(self, link: Link, settings: ForwardSettings) -> None:
+        self._link, self._settings = link, settings
         self._forwarded = 0
         self._held = 0
         self._held_bytes = 0
@@ -75,38 +70,25 @@ class Forwarder(grpc.GenericRpcHandler):
             return grpc.unary_stream_rpc_method_handler(one)
         return grpc.stream_stream_rpc_method_handler(many)
 
-    async def run(self) -> None:
-        """Until cancelled: leaves old leaders, with the calls that still wait for them."""
-        async with asyncio.TaskGroup() as group:
-            try:
-                while True:
-                    leader = self._leaders.leader
-                    for address in [a for a in self._links if leader is not None and a != leader.agents]:
-                        group.create_task(self._links.pop(address).close(LEFT_S))
-                    await self._leaders.changed()
-            finally:
-                for link in self._links.values():
-                    await link.close(None)
-
     async def _forward(self, method: str, request: bytes, context: Context) -> None:
         metadata, end_s = _metadata(context), self._end_s()
         while True:
-            channel = await self._connected(end_s, len(request))
+            channel = await self._serving(end_s, len(request))
             begin: Any = channel.unary_stream(method)
             call = begin(request, metadata=metadata, timeout=context.time_remaining())
             try:
                 return await _relay(call, context)
             except NotLeader:  # it was not carried out
-                with self._holding(len(request)):
-                    await self._pause(end_s)
+                self._link.doubt()
 
     async def _forward_stream(self, method: str, context: Context) -> None:
-        channel = await self._connected(self._end_s(), 0)
+        channel = await self._serving(self._end_s(), 0)
         call: Any = channel.stream_stream(method)(metadata=_metadata(context), timeout=context.time_remaining())
         sending = asyncio.create_task(_pass_on(context, call))
         try:
             await _relay(call, context)
         except NotLeader:
+            self._link.doubt()
             raise Unavailable("the leader leads no longer; nothing was carried out") from None
         finally:
             sending.cancel()
@@ -125,27 +107,25 @@ class Forwarder(grpc.GenericRpcHandler):
         finally:
             self._forwarded -= 1
 
-    async def _connected(self, end_s: float, size: int) -> grpc.aio.Channel:
-        """A connection to the leader; the call is held until it stands. Errors: NoLeader."""
-        leader = self._leaders.leader
-        if leader is not None and (channel := self._link(leader).standing()):
+    async def _serving(self, end_s: float, size: int) -> grpc.aio.Channel:
+        """The way to the leader; the call is held until there is one. Errors: NoLeader."""
+        if channel := self._link.serving():
             return channel
         with self._holding(size):
             while True:
-                leader = self._leaders.leader
-                if leader is not None and (channel := await self._link(leader).connected()):
+                if channel := self._link.serving():
                     return channel
-                await self._pause(end_s)
-
-    def _link(self, leader: Member) -> _Link:
-        if leader.agents not in self._links:
-            self._links[leader.agents] = _Link(leader.agents, self._tls)
-        return self._links[leader.agents]
+                rest_s = end_s - asyncio.get_running_loop().time()
+                try:
+                    async with asyncio.timeout(max(0.0, rest_s)):
+                        await self._link.changed()
+                except TimeoutError:
+                    raise NoLeader(RETRY_S) from None
 
     @contextmanager
     def _holding(self, size: int) -> Iterator[None]:
         if self._held >= self._settings.held_max or self._held_bytes + size > self._settings.held_bytes_max:
-            raise NoLeader(1.0)
+            raise NoLeader(RETRY_S)
         self._held += 1
         self._held_bytes += size
         try:
@@ -153,56 +133,6 @@ class Forwarder(grpc.GenericRpcHandler):
         finally:
             self._held -= 1
             self._held_bytes -= size
-
-    async def _pause(self, end_s: float) -> None:
-        """Until there may be something new. Errors: NoLeader."""
-        rest_s = end_s - asyncio.get_running_loop().time()
-        if rest_s <= 0:
-            raise NoLeader(max(1.0, round(self._settings.hold_max_s / 5)))
-        limit_s = rest_s if self._leaders.leader is None else min(rest_s, PAUSE_S)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(limit_s):
-                await self._leaders.changed()
-
-
-class _Link:
-    """The one connection to a controller. Made anew after each failure, for gRPC's own pauses grow long."""
-
-    def __init__(self, address: str, tls: TlsFiles) -> None:
-        self._address, self._tls = address, tls
-        self._channel: grpc.aio.Channel | None = None
-        self._connecting = asyncio.Lock()
-
-    def standing(self) -> grpc.aio.Channel | None:
-        channel = self._channel
-        return channel if channel and channel.get_state() is grpc.ChannelConnectivity.READY else None
-
-    async def connected(self) -> grpc.aio.Channel | None:
-        """None when no connection can be made."""
-        async with self._connecting:
-            if self.standing() is None:
-                await self.close(LEFT_S)
-                self._channel = rpc.channel(self._address, self._tls.client())
-                if not await _ready(self._channel):
-                    await self.close(None)
-            return self._channel
-
-    async def close(self, left_s: float | None) -> None:
-        channel, self._channel = self._channel, None
-        if channel is not None:
-            await channel.close(left_s)
-
-
-async def _ready(channel: grpc.aio.Channel) -> bool:
-    try:
-        async with asyncio.timeout(CONNECT_S):
-            while (state := channel.get_state(try_to_connect=True)) is not grpc.ChannelConnectivity.READY:
-                if state in (grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.SHUTDOWN):
-                    return False
-                await channel.wait_for_state_change(state)
-    except TimeoutError:
-        return False
-    return True
 
 
 async def _relay(call: Any, context: Context) -> None:

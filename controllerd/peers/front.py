@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 from controllerd.api.rpc.switch import Services, Switch
 from controllerd.leadership.leaders import Leaders
 from controllerd.peers.forward import Forwarder, ForwardSettings
+from controllerd.peers.link import LEADER, Link
 from controllerd.peers.redirect import Redirect
 from controllerd.peers.service import admit
 from daemonkit import rpc
 from daemonkit.runtime import Runtime
 from daemonkit.tls import TlsFiles
 
-LEADER = "skyrack.v1.Leader"
 INNER = ("skyrack.v1.AgentService", "skyrack.v1.PeerService")
 
 
@@ -41,14 +41,18 @@ class Front:
         """`public`: full names of the public services."""
         self._settings, self._tls = settings, tls
         self._names = {"api": list(public), "agents": [*INNER, *public]}
-        self._forwarder = Forwarder(leaders, tls, settings.forward)
-        self._public = Switch(public, self._forwarder)
-        self._inner = Switch(self._names["agents"], Redirect(leaders, runtime), admit)
+        self._link = Link(leaders, tls)
+        self._public = Switch(public, Forwarder(self._link, settings.forward))
+        self._inner = Switch(self._names["agents"], Redirect(leaders, self._link, runtime), admit)
+        self._leads = False
         self._api, self._agents = rpc.Server(runtime.new_id), rpc.Server(runtime.new_id)
         self.api_port = self.agents_port = 0
 
     async def start(self) -> None:
-        """Errors: ConfigError when an address is taken, or certificate files are missing."""
+        """A controller that need not wait to lead may `lead` first.
+
+        Errors: ConfigError when an address is taken, or certificate files are missing.
+        """
         self._api.grpc.add_generic_rpc_handlers((self._public,))
         self._agents.grpc.add_generic_rpc_handlers((self._inner,))
         api, agents = (self._tls.server(clients_must_show_certificate=must) for must in (False, True))
@@ -56,11 +60,11 @@ class Front:
         self.agents_port = self._agents.bind(self._settings.agents_listen, agents)
         for server, names in ((self._agents, self._names["agents"]), (self._api, self._names["api"])):
             await server.start(names)
-            await server.tell(LEADER, False)
+        await self._tell(self._leads)
 
     async def run(self) -> None:
-        """Until cancelled."""
-        await self._forwarder.run()
+        """Until cancelled: looks after the way to the leader."""
+        await self._link.run()
 
     @asynccontextmanager
     async def lead(self, public: Services, inner: Services) -> AsyncIterator[None]:
@@ -73,6 +77,7 @@ class Front:
                 await self._tell(False)
 
     async def _tell(self, leads: bool) -> None:
+        self._leads = leads
         for server in (self._api, self._agents):
             await server.tell(LEADER, leads)
 

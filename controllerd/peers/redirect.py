@@ -1,8 +1,8 @@
 """What a controller that does not lead says on its address for agents and controllers: who leads.
 
-An agent that comes while nobody leads is held until somebody does, for `HOLD_S`, and is then sent there: so all agents know
-the new leader at once, however long their own pauses have grown. They are let go spread over some time, for the new leader's
-sake. Others, which know how to wait by themselves, are answered at once.
+An agent that comes while nobody leads, or the leader does not answer, is held until somebody serves, for `HOLD_S`, and is then
+sent there: so all agents know the new leader at once, however long their own pauses have grown. They are let go spread over
+some time, for the new leader's sake. Others, which know how to wait by themselves, are answered at once.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import grpc
 
 from controllerd.api.rpc.gate import Context
 from controllerd.leadership.leaders import Leaders
+from controllerd.peers.link import Link
 from daemonkit.errors import NoLeader, NotLeader
 from daemonkit.runtime import Runtime
 
@@ -26,8 +27,8 @@ Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic for the type c
 
 
 class Redirect(grpc.GenericRpcHandler):
-    def __init__(self, leaders: Leaders, runtime: Runtime) -> None:
-        self._leaders, self._runtime = leaders, runtime
+    def __init__(self, leaders: Leaders, link: Link, runtime: Runtime) -> None:
+        self._leaders, self._link, self._runtime = leaders, link, runtime
         self._held = 0
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler:
@@ -39,7 +40,7 @@ class Redirect(grpc.GenericRpcHandler):
         raise NotLeader(leader.agents if leader else "", 0)
 
     async def _send_agent(self, requests: Any, context: Context) -> None:
-        if self._leaders.leader is None:
+        if self._link.serving() is None:
             await self._hold()
         await self._send(requests, context)
 
@@ -51,8 +52,8 @@ class Redirect(grpc.GenericRpcHandler):
         spread_s = self._held * SPREAD_S
         try:
             async with asyncio.timeout(HOLD_S):
-                while self._leaders.leader is None:
-                    await self._leaders.changed()
+                while self._link.serving() is None:
+                    await self._link.changed()
         except TimeoutError:
             raise NoLeader(1.0) from None
         finally:
