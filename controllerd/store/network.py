@@ -2,7 +2,9 @@
 
 A node carries a network when a port of it is bound there, a router's ports included: then it has the segment, the tunnels to
 all others that carry it, and an entry for every port elsewhere. So whatever happens to a bound port, an address, a group
-member or a subnet concerns `nodes_of` its network; `touch` after the change, and before it too when a node may drop out.
+member or a subnet concerns all nodes that carry its network: `touch` it. The node of a port is touched besides, by its own
+id, before the change and after it: what is there and nowhere else may change too, and it may begin or cease to carry the
+network.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ from controllerd.store.database import Row, Tx
 from controllerd.store.table import Table, like_name
 
 NETWORKS = Table(Network, "network", "network")
+
+CARRIED = "network:"  # and a network's id: touched for all nodes that carry it
 
 _VNI_TRIES = 20
 
@@ -79,23 +83,16 @@ def foreign_port(tx: Tx, network: Network) -> str:
     return str(tx.value(sql, network.id, network.project_id) or "")
 
 
-def nodes_of(tx: Tx, network_id: str) -> list[str]:
-    """Nodes that carry the network."""
-    sql = "SELECT DISTINCT node_id FROM port WHERE network_id = ? AND node_id != '' ORDER BY node_id"
-    return [row["node_id"] for row in tx.each(sql, network_id)]
-
-
-def carried_by(tx: Tx, node_id: str) -> list[Network]:
+def carried_by(tx: Tx, node_id: str) -> list[str]:
     """Networks that the node carries."""
-    return NETWORKS.where(tx, "id IN (SELECT network_id FROM port WHERE node_id = ?) ORDER BY id", node_id)
+    return [row["network_id"] for row in tx.each("SELECT DISTINCT network_id FROM port WHERE node_id = ?", node_id)]
 
 
 def touch(tx: Tx, *network_ids: str) -> None:
-    """Every node that carries one of the networks."""
-    for network_id in set(network_ids):
-        tx.touch(*nodes_of(tx, network_id))
+    """What all nodes that carry one of the networks know of it has changed."""
+    tx.touch(*(CARRIED + network_id for network_id in network_ids))
 
 
 def touch_peers(tx: Tx, node_id: str) -> None:
     """Every node that shares a network with this one: its tunnels' address changed."""
-    touch(tx, *(row["network_id"] for row in tx.each("SELECT DISTINCT network_id FROM port WHERE node_id = ?", node_id)))
+    touch(tx, *carried_by(tx, node_id))

@@ -13,6 +13,12 @@ from controllerd.store.table import Table
 NODES = Table(Node, "node", "node", born="joined_at")
 AGENTS = "agents"  # touched whenever an agent comes, goes or is given up
 
+_AGENT = ", ".join(AgentRecord.__dataclass_fields__)
+_AGENT_AGAIN = (
+    "ON CONFLICT (node_id, kind) DO UPDATE SET "
+    + ", ".join(f"{c} = excluded.{c}" for c in AgentRecord.__dataclass_fields__ if c not in ("node_id", "kind"))
+)  # fmt: skip
+
 
 def by_name(tx: Tx, name: str) -> Node | None:
     found = NODES.where(tx, "name = ?", name)
@@ -20,13 +26,13 @@ def by_name(tx: Tx, name: str) -> Node | None:
 
 
 def agent(tx: Tx, node_id: str, kind: str) -> AgentRecord | None:
-    row = tx.one("SELECT * FROM agent WHERE node_id = ? AND kind = ?", node_id, kind)
+    row = tx.one(f"SELECT {_AGENT} FROM agent WHERE node_id = ? AND kind = ?", node_id, kind)
     return None if row is None else _agent(row)
 
 
 def agents(tx: Tx, node_ids: Iterable[str]) -> dict[str, list[AgentRecord]]:
     """Node -> its agents by kind, of those that have any."""
-    sql = "SELECT * FROM agent WHERE node_id IN (SELECT value FROM json_each(?)) ORDER BY node_id, kind"
+    sql = f"SELECT {_AGENT} FROM agent WHERE node_id IN (SELECT value FROM json_each(?)) ORDER BY node_id, kind"
     found: dict[str, list[AgentRecord]] = {}
     for row in tx.each(sql, json.dumps(list(node_ids))):
         found.setdefault(row["node_id"], []).append(_agent(row))
@@ -41,7 +47,7 @@ def _agent(row: Row) -> AgentRecord:
 def put_agent(tx: Tx, record: AgentRecord) -> None:
     before = vtep(tx, record.node_id)
     tx.run(
-        "INSERT OR REPLACE INTO agent VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        f"INSERT INTO agent ({_AGENT}) VALUES (?, ?, ?, ?, ?, ?, ?, ?) {_AGENT_AGAIN}",
         record.node_id, record.kind, int(record.connected), record.last_seen_at, int(record.lost), record.version,
         record.boot_id, json.dumps(record.inventory),
     )  # fmt: skip
@@ -52,14 +58,16 @@ def put_agent(tx: Tx, record: AgentRecord) -> None:
 
 def vtep(tx: Tx, node_id: str) -> str:
     """Address of the node's end of the tunnels, "" while its networkd has told none."""
-    return vteps(tx, node_id).get(node_id, "")
+    return vteps(tx, [node_id]).get(node_id, "")
 
 
-def vteps(tx: Tx, node_id: str = "") -> dict[str, str]:
-    """Node -> address of its end of the tunnels; of all nodes, or of one."""
-    sql = "SELECT node_id, json_extract(inventory, '$.network.vtep') AS vtep FROM agent WHERE kind = 'networkd'"
-    rows = tx.each(f"{sql} AND node_id = ?", node_id) if node_id else tx.each(sql)
-    return {row["node_id"]: row["vtep"] for row in rows if row["vtep"]}
+def vteps(tx: Tx, node_ids: Iterable[str]) -> dict[str, str]:
+    """Node -> address of its end of the tunnels, of those that have told one."""
+    sql = (
+        "SELECT node_id, json_extract(inventory, '$.network.vtep') AS vtep FROM agent"
+        " WHERE node_id IN (SELECT value FROM json_each(?)) AND kind = 'networkd'"
+    )
+    return {row["node_id"]: row["vtep"] for row in tx.each(sql, json.dumps(list(node_ids))) if row["vtep"]}
 
 
 def disconnected(tx: Tx, node_id: str, kind: str) -> None:
@@ -130,7 +138,8 @@ def delete(tx: Tx, node_id: str) -> None:
 
 
 def put_join_token(tx: Tx, token_hash: str, name: str, roles: tuple[str, ...], expires_at: float) -> None:
-    tx.run("INSERT INTO join_token VALUES (?, ?, ?, ?, 0)", token_hash, name, json.dumps(roles), expires_at)
+    sql = "INSERT INTO join_token (hash, node_name, roles, expires_at, used) VALUES (?, ?, ?, ?, 0)"
+    tx.run(sql, token_hash, name, json.dumps(roles), expires_at)
 
 
 def join_token(tx: Tx, token_hash: str) -> tuple[str, tuple[str, ...]] | None:

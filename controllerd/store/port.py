@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from controllerd.domain.page import Page, PageOf
 from controllerd.domain.port import DHCP, SERVER, AddressView, FixedIp, Port
-from controllerd.store import network, subnet
+from controllerd.store import network, node, subnet
 from controllerd.store.database import Tx
 from controllerd.store.table import Table
 from daemonkit.errors import NetworkFailed
@@ -26,6 +27,18 @@ class PortView:
     fixed_ips: tuple[FixedIp, ...]
     group_ids: tuple[str, ...]
     node_name: str
+
+
+class Bound(NamedTuple):
+    """A port on some node, as others reach it. `server_*`: "" without a server."""
+
+    port_id: str
+    node_id: str
+    mac: str
+    server_id: str
+    server_name: str
+    ips: tuple[str, ...]
+    vtep: str
 
 
 def visible(tx: Tx, project_id: str, everything: bool, page: Page, **equal: str) -> PageOf[Port]:
@@ -54,7 +67,8 @@ def fixed_ips(tx: Tx, port_ids: Iterable[str]) -> dict[str, tuple[FixedIp, ...]]
 
 def groups_of(tx: Tx, port_ids: Iterable[str]) -> dict[str, tuple[str, ...]]:
     found: dict[str, tuple[str, ...]] = {}
-    sql = f"SELECT * FROM port_security_group WHERE port_id {_AMONG} ORDER BY port_id, security_group_id"
+    which = f"WHERE port_id {_AMONG} ORDER BY port_id, security_group_id"
+    sql = f"SELECT port_id, security_group_id FROM port_security_group {which}"
     for row in tx.each(sql, json.dumps(list(port_ids))):
         found[row["port_id"]] = (*found.get(row["port_id"], ()), row["security_group_id"])
     return found
@@ -70,7 +84,7 @@ def mac_taken(tx: Tx, network_id: str, mac: str) -> bool:
 def insert(tx: Tx, port: Port, group_ids: Iterable[str]) -> None:
     PORTS.insert(tx, port)
     for group_id in group_ids:
-        tx.run("INSERT INTO port_security_group VALUES (?, ?)", port.id, group_id)
+        tx.run("INSERT INTO port_security_group (port_id, security_group_id) VALUES (?, ?)", port.id, group_id)
     _touch(tx, port)
 
 
@@ -84,7 +98,7 @@ def update(tx: Tx, port: Port, **changes: object) -> None:
 def set_groups(tx: Tx, port: Port, group_ids: Iterable[str]) -> None:
     tx.run("DELETE FROM port_security_group WHERE port_id = ?", port.id)
     for group_id in group_ids:
-        tx.run("INSERT INTO port_security_group VALUES (?, ?)", port.id, group_id)
+        tx.run("INSERT INTO port_security_group (port_id, security_group_id) VALUES (?, ?)", port.id, group_id)
     _touch(tx, port)
 
 
@@ -98,7 +112,7 @@ def delete(tx: Tx, port: Port) -> None:
 
 def _touch(tx: Tx, port: Port) -> None:
     """A port on no node is in no node's state; one on a node is in that of all that carry its network."""
-    tx.touch(port.id, port.server_id, port.router_id)
+    tx.touch(port.id, port.server_id, port.router_id, port.node_id)
     if port.node_id:
         network.touch(tx, port.network_id)
 
@@ -125,18 +139,29 @@ def of_network(tx: Tx, network_id: str) -> list[Port]:
     return PORTS.where(tx, "network_id = ? ORDER BY created_at, id", network_id)
 
 
-def bound_on(tx: Tx, network_ids: Iterable[str]) -> list[Port]:
-    """Ports of these networks that are on some node."""
-    return PORTS.where(tx, f"network_id {_AMONG} AND node_id != '' ORDER BY id", json.dumps(list(network_ids)))
+def of_servers_on(tx: Tx, node_id: str) -> list[Port]:
+    """Servers' ports on the node."""
+    return PORTS.where(tx, "node_id = ? AND purpose = ? ORDER BY id", node_id, SERVER)
 
 
-def server_names(tx: Tx, network_ids: Iterable[str]) -> dict[str, str]:
-    """Server -> name, of all with a bound port on these networks."""
+def bound_ends(tx: Tx, network_id: str) -> list[Bound]:
+    """Ports of the network that can be reached by tunnels: those on a node that has told the address of its end."""
+    ips: dict[str, tuple[str, ...]] = {}
+    among = "SELECT id FROM port WHERE network_id = ? AND node_id != ''"
+    sql = f"SELECT port_id, ip FROM address WHERE port_id IN ({among}) ORDER BY port_id, ip_number, subnet_id"
+    for port_id, ip in tx.connection.execute(sql, (network_id,)):
+        ips[port_id] = (*ips.get(port_id, ()), ip)
     sql = (
-        "SELECT DISTINCT s.id, s.name FROM port p JOIN server s ON s.id = p.server_id"
-        f" WHERE p.network_id {_AMONG} AND p.node_id != ''"
+        "SELECT p.id, p.node_id, p.mac, s.id, s.name FROM port p LEFT JOIN server s ON s.id = p.server_id"
+        " WHERE p.network_id = ? AND p.node_id != '' ORDER BY p.id"
     )
-    return {row["id"]: row["name"] for row in tx.each(sql, json.dumps(list(network_ids)))}
+    rows = list(tx.connection.execute(sql, (network_id,)))
+    vteps = node.vteps(tx, {row[1] for row in rows})
+    return [
+        Bound(port_id, node_id, mac, server_id or "", name or "", ips.get(port_id, ()), vteps[node_id])
+        for port_id, node_id, mac, server_id, name in rows
+        if node_id in vteps
+    ]
 
 
 def observe(tx: Tx, node_id: str, port_id: str, state: str, fault: str) -> None:
@@ -174,7 +199,8 @@ def unbind(tx: Tx, server_id: str) -> None:
 
 def touch_server(tx: Tx, server_id: str) -> None:
     """The server's name changed: it is a host name on every node of its networks."""
-    network.touch(tx, *(port.network_id for port in of_server(tx, server_id) if port.node_id))
+    for port in of_server(tx, server_id):
+        _touch(tx, port)
 
 
 def ready(tx: Tx, server_id: str) -> bool:

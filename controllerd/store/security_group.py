@@ -7,7 +7,6 @@ from collections.abc import Iterable
 
 from controllerd.domain.page import Page, PageOf
 from controllerd.domain.security_group import DEFAULT, Account, Rule, SecurityGroup
-from controllerd.store import port
 from controllerd.store.database import Tx
 from controllerd.store.table import Table, like_name
 
@@ -39,20 +38,24 @@ def rules_of_all(tx: Tx, group_ids: Iterable[str]) -> dict[str, list[Rule]]:
     return found
 
 
-def of_ports(tx: Tx, port_ids: Iterable[str]) -> list[SecurityGroup]:
-    """The groups of these ports, each once, in order of creation."""
-    found: dict[str, SecurityGroup] = {}
-    join = "JOIN port_security_group m ON m.security_group_id = security_group.id WHERE m.port_id = ?"
-    for port_id in port_ids:
-        found.update((group.id, group) for group in GROUPS.where(tx, join, port_id))
-    return sorted(found.values(), key=lambda g: (g.created_at, g.id))
+def accounts_of(tx: Tx, server_ids: Iterable[str]) -> dict[str, tuple[Account, ...]]:
+    """Server -> accounts that the groups of its ports let in, by name; keys of one name in several groups are joined."""
+    sql = (
+        "SELECT DISTINCT p.server_id, m.security_group_id FROM port p JOIN port_security_group m ON m.port_id = p.id"
+        " WHERE p.server_id IN (SELECT value FROM json_each(?)) AND p.port_security"
+    )
+    groups_of: dict[str, set[str]] = {}
+    for server_id, group_id in tx.connection.execute(sql, (json.dumps(list(server_ids)),)):
+        groups_of.setdefault(server_id, set()).add(group_id)
+    wanted = sorted({group_id for ids in groups_of.values() for group_id in ids})
+    among = "id IN (SELECT value FROM json_each(?)) AND accounts != '[]' ORDER BY created_at, id"
+    groups = GROUPS.where(tx, among, json.dumps(wanted))
+    return {server_id: _joined([g for g in groups if g.id in ids]) for server_id, ids in groups_of.items()}
 
 
-def accounts_of(tx: Tx, server_id: str) -> tuple[Account, ...]:
-    """Accounts that the groups of a server's ports let in, by name; keys of one name in several groups are joined."""
+def _joined(groups: Iterable[SecurityGroup]) -> tuple[Account, ...]:
     found: dict[str, Account] = {}
-    ports = (p.id for p in port.of_server(tx, server_id) if p.port_security)
-    for group in of_ports(tx, ports):
+    for group in groups:
         for account in group.accounts:
             known = found.get(account.name, Account(account.name, False, (), ()))
             keys = tuple(dict.fromkeys((*known.public_keys, *account.public_keys)))

@@ -48,13 +48,19 @@ class DiskSource:
 def insert(tx: Tx, server: Server, user_data: bytes) -> Server:
     SERVERS.insert(tx, server)
     if user_data:
-        tx.run("INSERT INTO user_data VALUES (?, ?)", server.id, user_data)
+        tx.run("INSERT INTO user_data (server_id, data) VALUES (?, ?)", server.id, user_data)
     tx.touch(server.id)
     return server
 
 
-def user_data(tx: Tx, server_id: str) -> bytes:
-    return bytes(tx.value("SELECT data FROM user_data WHERE server_id = ?", server_id) or b"")
+def user_data_of(tx: Tx, server_ids: Iterable[str]) -> dict[str, bytes]:
+    """Server -> its user data, of those that have some."""
+    sql = "SELECT server_id, data FROM user_data WHERE server_id IN (SELECT value FROM json_each(?))"
+    return {row["server_id"]: bytes(row["data"]) for row in tx.each(sql, json.dumps(list(server_ids)))}
+
+
+def by_ids(tx: Tx, server_ids: Iterable[str]) -> list[Server]:
+    return SERVERS.where(tx, "id IN (SELECT value FROM json_each(?))", json.dumps(sorted({i for i in server_ids if i})))
 
 
 def change(tx: Tx, server: Server, **changes: Any) -> Server:

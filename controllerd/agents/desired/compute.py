@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from controllerd.agents.desired.metadata import server_metadata
+from controllerd.agents.desired.metadata import Metadata
 from controllerd.domain.port import device_name
 from controllerd.domain.server import POWER_ABSENT, POWER_PREPARED, POWER_RUNNING, POWER_STOPPED, Server
 from controllerd.store import image, tombstone
@@ -19,10 +19,11 @@ _POWERS = {
 
 
 def compile_compute(tx: Tx, node_id: str) -> list[pb.DesiredObject]:
-    """A fixed number of queries, however many servers there are (but for config drives)."""
+    """A fixed number of queries, however many servers there are."""
     servers = [s for s in server_store.of_node(tx, node_id) if s.power]
     nics, disks = server_store.nics_of_node(tx, node_id), server_store.disks_of_node(tx, node_id)
     sources = {sha256: image.sources(tx, sha256) for sha256 in {s.image_sha256 for s in servers}}
+    metadata = Metadata(tx, (s for s in servers if s.config_drive))
     objects = []
     for server in servers:
         if server.power == POWER_ABSENT:
@@ -30,7 +31,7 @@ def compile_compute(tx: Tx, node_id: str) -> list[pb.DesiredObject]:
         else:
             spec = _spec(server, nics.get(server.id, []), disks.get(server.id, []), sources[server.image_sha256])
             if server.config_drive:
-                spec.metadata.CopyFrom(server_metadata(tx, server))
+                spec.metadata.CopyFrom(metadata.of(server))
         objects.append(pb.DesiredObject(id=server.id, server=spec))
     for server_id in tombstone.of_node(tx, node_id, "server"):
         objects.append(pb.DesiredObject(id=server_id, server=pb.ServerSpec(absent=True)))

@@ -271,7 +271,7 @@ async def test_a_lost_node_s_routers_move_and_only_the_new_node_is_believed(
     clock.forward(20.0)
     await placement.once()
     moved = (await stage.routers.get(member, router_id)).router
-    assert (moved.node_id, moved.state) == (new.id, "BUILD") and {old.id, new.id, stage.c1.id} <= touched
+    assert (moved.node_id, moved.state) == (new.id, "BUILD") and {old.id, new.id, f"network:{stage.private.id}"} <= touched
     await stage.router_ready(old, router_id)
     assert (await stage.routers.get(member, router_id)).router.state == "BUILD"
     await stage.router_ready(new, router_id)

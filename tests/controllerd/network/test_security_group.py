@@ -133,7 +133,7 @@ async def test_accounts_reach_the_servers_of_the_group(cloud: Cloud, member: Cal
         return node.id, server.id
 
     node_id, server_id = await cloud.database.write(boot)
-    accounts = await cloud.database.read(lambda tx: store.accounts_of(tx, server_id))
+    accounts = await cloud.database.read(lambda tx: store.accounts_of(tx, [server_id])[server_id])
     assert accounts == (Account("alice", True, (), (KEY, OTHER_KEY)),)
     touched: set[str] = set()
     cloud.database.subscribe(touched.update)

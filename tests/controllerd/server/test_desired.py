@@ -5,7 +5,7 @@ from __future__ import annotations
 from google.protobuf import text_format
 
 from controllerd.agents.desired.compute import compile_compute
-from controllerd.agents.desired.metadata import server_metadata
+from controllerd.agents.desired.metadata import Metadata
 from controllerd.app.cloud import Once
 from controllerd.domain.policy import Caller
 from controllerd.domain.server import hostname
@@ -131,7 +131,7 @@ async def test_metadata_carries_keys_and_the_accounts_of_its_groups(rig: Rig, te
     account = Account("ops", True, (), (key,))
     group = await SecurityGroups(rig.cloud).create(tenant, "web", "", (account,), Once("", "", ""))
     view = await rig.create(tenant, flavor, image, group_ids=(getattr(group, "group", group).id,))
-    metadata = await rig.database.read(lambda tx: server_metadata(tx, view.server))
+    metadata = await rig.database.read(lambda tx: Metadata(tx, [view.server]).of(view.server))
     assert metadata.accounts == [pb.Account(name="ops", sudo=True, public_keys=[key])]
     assert (metadata.hostname, list(metadata.public_keys)) == ("web", [])
 
