@@ -21,7 +21,7 @@ from controllerd.leadership import key
 from controllerd.leadership.kv import Delete, Health, Kv
 from controllerd.leadership.member import Member
 from daemonkit import metrics
-from daemonkit.errors import Unavailable
+from daemonkit.errors import SkyrackError
 from daemonkit.runtime import Runtime
 
 log = logging.getLogger(__name__)
@@ -121,7 +121,7 @@ class Upkeep:
         while True:
             try:
                 full = await self.step()
-            except Unavailable as error:
+            except SkyrackError as error:  # also certificates that are just being replaced
                 full = False
                 log.warning("no upkeep of the consensus store", extra={"why": error.message})
             await asyncio.sleep(self._runtime.jitter_s(URGENT_INTERVAL_S) if full else INTERVAL_S)

@@ -63,8 +63,10 @@ class EtcdKv:
         self._quota_bytes = quota_bytes
 
     async def txn(self, conditions: Sequence[Created], changes: Sequence[Put | Delete], look: Sequence[str] = ()) -> TxnResult:
+        """Without changes it is a mere look, which may move on as reads do."""
         request = wire.txn(conditions, changes, look)
-        return wire.txn_result(await self._once(lambda at: at.kv.Txn(request, timeout=CALL_S, metadata=WITH_LEADER)))
+        send = self._once if changes else self._anywhere
+        return wire.txn_result(await send(lambda at: at.kv.Txn(request, timeout=CALL_S, metadata=WITH_LEADER)))
 
     async def range(self, first: str, end: str = "", limit: int = 0) -> Page:
         """A page that takes too long is asked for again with a smaller limit."""
