@@ -86,9 +86,9 @@ class Cloud:
     async def _start_controller(self, stack: AsyncExitStack) -> None:
         runtime = self._runtime("controller")
         home = self._directory / "controller"
-        self._seat = Seat(home, "controller", self.rack.network, self.rack.blobs, runtime, CONTROLLER)
+        self._seat = Seat(home, CONTROLLER, self.rack.network, self.rack.blobs, runtime)
         await self._seat.bootstrap(self._directory / "admin.env")
-        controller = Daemon(self._seat.alone())
+        controller = Daemon(self._seat.run())
         stack.push_async_callback(controller.kill)
         async with asyncio.timeout(READY_TIMEOUT_S):
             await self._seat.leading.wait()

@@ -12,13 +12,9 @@ from controllerd.bootstrap import bootstrap
 from controllerd.config import ControllerConfig
 from controllerd.controller import Controller
 from controllerd.leadership.commit_log import CommitLog, LocalLog
-from controllerd.leadership.elector import Elector, Term
-from controllerd.leadership.follower import FetchSnapshot, Follower
+from controllerd.leadership.follower import FetchSnapshot
 from controllerd.leadership.kv import Kv
-from controllerd.leadership.lease import LeaseSettings
-from controllerd.leadership.member import Member
-from controllerd.leadership.replicated_log import ReplicatedLog
-from controllerd.store.replica import Replica
+from controllerd.terms import Alone, Contender
 from daemonkit.errors import NotLeader
 from daemonkit.memory import MemoryNetwork
 from daemonkit.runtime import Runtime
@@ -27,69 +23,48 @@ from daemonkit.transport import ControllerStream
 
 
 class Seat:
-    """`alone` or `contend` is the life of a process here. `controller` is what a front would call, None while none leads.
+    """`run` is the life of a process here. `controller` is what a front would call, None while this one does not lead.
 
     A process that is killed has no time to leave: whoever kills it makes a new seat for the next one.
     """
 
-    def __init__(
-        self, home: Path, name: str, network: MemoryNetwork, blobs: BlobStore, runtime: Runtime, address: str = ""
-    ) -> None:
-        """`address`: where agents reach it in `network`."""
-        self.address = address or f"{name}:7701"
-        self.config = ControllerConfig(node=name, data_dir=home, tls_dir=home / "tls", advertise_agents=self.address)
-        self.state = home / "state.db"
-        self._network, self._blobs, self._runtime = network, blobs, runtime
+    def __init__(self, home: Path, address: str, network: MemoryNetwork, blobs: BlobStore, runtime: Runtime) -> None:
+        """`address`: "name:port", where agents reach it in `network`."""
+        name, _, _port = address.partition(":")
+        self.config = ControllerConfig(node=name, data_dir=home, tls_dir=home / "tls", advertise_agents=address)
+        self._state = home / "state.db"
+        self._address, self._network, self._blobs, self._runtime = address, network, blobs, runtime
+        self.terms: Alone | Contender = Alone(self.config, runtime)
+        self.commit_log: CommitLog = LocalLog()  # of the present term, or the last one
         self.controller: Controller | None = None
         self.leading = asyncio.Event()
-        self.term: Term | None = None
-        self.elector: Elector | None = None
-        self.replica: Replica | None = None
+
+    def contend(self, kv: Kv, fetch_snapshot: FetchSnapshot) -> Contender:
+        """Before `run`: there are others."""
+        contender = Contender(self.config, self._state, kv, fetch_snapshot, self._runtime)
+        self.terms = contender
+        return contender
 
     async def bootstrap(self, admin_env: Path) -> None:
+        """What must be there before the first life."""
         await bootstrap(self.config, (), admin_env, self._runtime)
 
-    async def alone(self) -> None:
-        """Leads until cancelled. Errors: what ends writing."""
-        await self._lead(LocalLog(), asyncio.Event())
-
-    async def contend(self, kv: Kv, fetch_snapshot: FetchSnapshot) -> None:
-        """Follows, campaigns and leads until cancelled. Errors: as `Elector.run`."""
-        settings = LeaseSettings(self.config.cluster.lease_ttl_s, self.config.cluster.lease_margin_s)
-        self.replica = Replica(self.state, self._runtime)
-        follower = Follower(kv, self.replica, fetch_snapshot, self._runtime, self.state.with_name("incoming.db"))
-        self.elector = Elector(kv, self._me, follower, settings, self._runtime)
-
-        async def lead(term: Term) -> None:
-            self.term = term
-            try:
-                log = ReplicatedLog(kv, term.leader_revision, term.lease, settings, self._runtime)
-                await self._lead(log, term.ending)
-            finally:
-                self.term = None
-
-        self._network.listen(self.address, self._redirect)
-        await self.elector.run(lead)
-
-    async def _lead(self, commit_log: CommitLog, ending: asyncio.Event) -> None:
-        controller = Controller(self.config, self.state, commit_log, self._blobs, self._runtime)
-        await controller.open()
-        work, told = asyncio.ensure_future(controller.run()), asyncio.ensure_future(ending.wait())
+    async def run(self) -> None:
+        """Until cancelled. Errors: as those of the terms."""
+        self._network.listen(self._address, self._redirect)
         try:
-            await asyncio.sleep(0)  # what it writes first is the first to be written
-            async with self._answering(controller):
-                await asyncio.wait([work, told], return_when=asyncio.FIRST_COMPLETED)
-            if work.done():
-                work.result()
+            await self.terms.run(self._build, self._answering)
         finally:
-            work.cancel()
-            told.cancel()
-            await asyncio.wait([work])
-            await controller.close()
+            self._network.close(self._address)
+
+    def _build(self, commit_log: CommitLog) -> Controller:
+        self.commit_log = commit_log
+        state = self._state
+        return Controller(self.config, state, commit_log, self._blobs, self._runtime, self.terms)
 
     @asynccontextmanager
     async def _answering(self, controller: Controller) -> AsyncIterator[None]:
-        self._network.listen(self.address, controller.sessions.serve)
+        self._network.listen(self._address, controller.sessions.serve)
         self.controller = controller
         self.leading.set()
         try:
@@ -97,14 +72,9 @@ class Seat:
         finally:
             self.controller = None
             self.leading.clear()
-            self._network.close(self.address)
-            if self.elector is not None:
-                self._network.listen(self.address, self._redirect)
+            self._network.close(self._address)
+            self._network.listen(self._address, self._redirect)
 
     async def _redirect(self, _stream: ControllerStream, _peer: Identity) -> None:
-        leader = self.elector.leader if self.elector else None
+        leader = self.terms.leader
         raise NotLeader(leader.agents if leader else "", 0)
-
-    def _me(self) -> Member:
-        seq = self.controller.database.seq if self.controller else self.replica.position.seq if self.replica else 0
-        return Member(self.config.node, "", self.address, "test", 0, seq, self._runtime.clock.wall_s())

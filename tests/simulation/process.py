@@ -9,14 +9,15 @@ from __future__ import annotations
 import asyncio
 import random
 import shutil
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from controllerd.agents.blob import BlobStore
 from controllerd.controller import Controller
 from controllerd.leadership.member import Member
 from controllerd.leadership.memory import Link, MemoryKv, MemoryStore
+from controllerd.leadership.upkeep import Upkeep, UpkeepSettings
 from controllerd.store import snapshot
 from daemonkit.errors import NotLeader, Unavailable
 from daemonkit.memory import MemoryNetwork
@@ -25,6 +26,7 @@ from skyrack.testing.seat import Seat
 from skyrack.testing.virtual import RepeatableLoop, VirtualClock
 
 T = TypeVar("T")
+KEPT_LOG = UpkeepSettings(keep_entries=200, urgent_entries=100)  # so few that who was away needs a snapshot
 ANSWER_TIMEOUT_S = 8.0  # as the ping timeout: a call to a process that is stopped is given up
 
 
@@ -61,19 +63,21 @@ class ControllerProcess:
     # ---- its life
 
     async def bootstrap(self, admin_env: Path) -> None:
-        await Seat(self.home, self.name, self._network, self._blobs, self.runtime(), self.address).bootstrap(admin_env)
+        await Seat(self.home, self.address, self._network, self._blobs, self.runtime()).bootstrap(admin_env)
 
     def start(self) -> None:
         self.alive, self._gone = True, asyncio.Event()
         self.process = f"{self.name}#{len(self._lives) + 1}"
-        self.seat = Seat(self.home, self.name, self._network, self._blobs, self.runtime(), self.address)
-        if self._store is None:
-            work = self.seat.alone()
-        else:
+        runtime = self.runtime()
+        self.seat = Seat(self.home, self.address, self._network, self._blobs, runtime)
+        work = [self.seat.run()]
+        if self._store is not None:
             self.kv = MemoryKv(self._store)
             self.wire(self.kv.link)
-            work = self.seat.contend(self.kv, self._fetch_snapshot)
-        self._lives.append(self._loop.spawn(self.process, work))
+            contender = self.seat.contend(self.kv, self._fetch_snapshot)
+            upkeep = Upkeep(self.kv, _reclaim, lambda: contender.applied_seq, lambda: contender.leads, runtime, KEPT_LOG)
+            work.append(upkeep.run())
+        self._lives.append(self._loop.spawn(self.process, _together(work)))
         self._lives[-1].add_done_callback(self._ended)
 
     def _ended(self, life: asyncio.Task[None]) -> None:
@@ -130,7 +134,7 @@ class ControllerProcess:
     async def _serve(self, work: Callable[[Controller], Awaitable[T]]) -> T:
         controller = self.seat.controller
         if controller is None:
-            leader = self.seat.elector.leader if self.seat.elector else None
+            leader = self.seat.terms.leader
             raise NotLeader(leader.name if leader else "", 0)
         return await work(controller)
 
@@ -140,3 +144,13 @@ class ControllerProcess:
             await snapshot.take(controller.database, target)
 
         await self.others[member.name].ask(take)
+
+
+async def _together(work: list[Coroutine[Any, Any, None]]) -> None:
+    async with asyncio.TaskGroup() as group:
+        for one in work:
+            group.create_task(one)
+
+
+async def _reclaim() -> None:
+    """Memory gives space back by itself."""
