@@ -105,6 +105,11 @@ def path(config: ControllerConfig, name: str) -> Path:
     return homes[home] / file
 
 
+def present(config: ControllerConfig, names: Iterable[str]) -> Files:
+    """Those of them that are there."""
+    return {name: path(config, name).read_bytes() for name in names if path(config, name).exists()}
+
+
 def missing(config: ControllerConfig, names: Iterable[str]) -> bool:
     return any(not path(config, name).exists() for name in names)
 

@@ -138,7 +138,7 @@ def _set_aside(config: ControllerConfig, now: float) -> str:
 
 def _install_files(config: ControllerConfig, about: About, names: Sequence[str], runtime: Runtime, now: float) -> None:
     """The authorities of the backup, and with them certificates for this controller. What opens the etcd that is here stays."""
-    there = {name: path.read_bytes() for name in about.files if (path := certificate.path(config, name)).exists()}
+    there = certificate.present(config, about.files)
     wanted = {name: content for name, content in about.files.items() if name in _NODES_TRUST or name not in there}
     if any(there.get(name, content) != content for name, content in wanted.items()):  # of another cloud
         home = config.data_dir / "ca"

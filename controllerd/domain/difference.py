@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 OPERATOR = "operator"
 
@@ -24,6 +24,9 @@ class Difference:
     def key(self) -> str:
         """The same difference has the same key as long as it is there."""
         return f"{self.kind}/{self.resource_id}/{self.node}"
+
+    def at(self, since: float) -> Difference:
+        return replace(self, since=since)
 
 
 @dataclass(frozen=True)
