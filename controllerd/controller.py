@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 
+from controllerd import certificate
 from controllerd.agents import telemetry
 from controllerd.agents.authority import Authority
 from controllerd.agents.blob import BlobStore
@@ -23,6 +24,7 @@ from controllerd.agents.observed import server as observed_server
 from controllerd.agents.observed import storage as observed_storage
 from controllerd.agents.session import Sessions, SessionSettings
 from controllerd.app.cloud import Cloud
+from controllerd.app.cluster import Cluster, Membership
 from controllerd.app.flavor import Flavors
 from controllerd.app.floating_ip import FloatingIps
 from controllerd.app.history import History
@@ -46,10 +48,13 @@ from controllerd.leadership.member import Member
 from controllerd.reconcilers.expiry import Expiry
 from controllerd.reconcilers.lost_node import LostNodes
 from controllerd.reconcilers.orphan_claim import OrphanClaims
+from controllerd.reconcilers.recovery import Recovery
 from controllerd.reconcilers.router_placement import RouterPlacement
 from controllerd.reconcilers.stuck_state import StuckStates
+from controllerd.reconcilers.verify import Verify
 from controllerd.store import image, node
 from controllerd.store.database import Database, Tx
+from controllerd.store.migration import migrations
 from controllerd.tasks.engine import TaskEngine
 from controllerd.tasks.operation import Operation
 from controllerd.tasks.server_create import server_create
@@ -69,6 +74,12 @@ def operations(config: ControllerConfig) -> dict[str, Operation]:
     return {o.kind: o for o in (*servers, *volumes)}
 
 
+def described(config: ControllerConfig) -> Member:
+    """This controller, as others shall know it."""
+    api, agents = config.advertise_api or config.api_listen, config.advertise_agents or config.agents_listen
+    return Member(config.node, api, agents, version("skyrack"), migrations()[-1].number)
+
+
 class Controller:
     def __init__(
         self,
@@ -77,12 +88,10 @@ class Controller:
         commit_log: CommitLog,
         blobs: BlobStore,
         runtime: Runtime,
-        members: Callable[[], Mapping[str, Member]] = dict,
+        membership: Membership,
     ) -> None:
-        """`state`: the database file; its directory is this process's alone. `members`: all controllers there are, by name."""
-        self._members = members
-        self._own_api = config.advertise_api or config.api_listen
-        self._own_agents = config.advertise_agents or config.agents_listen
+        """`state`: the database file; its directory is this process's alone. `membership`: all controllers of the cloud."""
+        self._me, self._membership = described(config), membership
         self.at_work = asyncio.Event()  # in `run`: what has to be done first is done
         self.database = Database(state, commit_log, runtime)
         self.cloud = Cloud(self.database, runtime)
@@ -108,7 +117,8 @@ class Controller:
         database = self.database
         self._lost_nodes = LostNodes(database, runtime, config.agents.lost_after_s)
         self._router_placement = RouterPlacement(database)
-        self._passes = (StuckStates(database), OrphanClaims(database), Expiry(database))
+        self.verify = Verify(database, runtime)
+        self._passes = (StuckStates(database), OrphanClaims(database), Expiry(database), Recovery(database, runtime))
 
     def _lay_verbs(self, config: ControllerConfig, blobs: BlobStore) -> None:
         cloud = self.cloud
@@ -129,14 +139,19 @@ class Controller:
         self.routers = Routers(cloud)
         self.floating_ips = FloatingIps(cloud)
         self.security_groups = SecurityGroups(cloud)
+        authorities = certificate.cloud_authority(config, cloud.runtime), certificate.etcd_authority(config, cloud.runtime)
+        self.cluster = Cluster(
+            cloud, self._membership, self.verify, name=self._me.name, version=self._me.version, directory=config.data_dir,
+            files=lambda: certificate.authority_files(*authorities),
+        )  # fmt: skip
 
     def _all_apis(self) -> list[str]:
         """Where the public API answers, this controller first: what a node that joins is told."""
-        return list(dict.fromkeys([self._own_api, *(member.api for member in self._members().values())]))
+        return list(dict.fromkeys([self._me.api, *(member.api for member in self._membership.members().values())]))
 
     def _all_agents(self) -> list[str]:
         """Where agents can dial, this controller first."""
-        return list(dict.fromkeys([self._own_agents, *(member.agents for member in self._members().values())]))
+        return list(dict.fromkeys([self._me.agents, *(member.agents for member in self._membership.members().values())]))
 
     async def open(self) -> None:
         """Errors: ConfigError; Fenced, Unavailable of a replicated log."""
@@ -147,9 +162,9 @@ class Controller:
         async with asyncio.TaskGroup() as group:
             group.create_task(self.database.run())
             await self.database.write(_after_restart)
-            for room in (self.sessions, self._lost_nodes, self._router_placement):
+            for room in (self.sessions, self._lost_nodes, self._router_placement, self.verify):
                 self.database.subscribe(room.notice)
-            for worker in (self.tasks, self._lost_nodes, self._router_placement, *self._passes):
+            for worker in (self.tasks, self._lost_nodes, self._router_placement, self.verify, *self._passes):
                 group.create_task(worker.run())
             self.at_work.set()
 

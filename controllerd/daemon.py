@@ -86,7 +86,7 @@ class Daemon:
 
     def _build(self, commit_log: CommitLog) -> Controller:
         blobs = GrpcBlobStore(self._tls)
-        return Controller(self._config, self._state, commit_log, blobs, self._runtime, self._terms.members)
+        return Controller(self._config, self._state, commit_log, blobs, self._runtime, self._terms)
 
     @asynccontextmanager
     async def _answering(self, controller: Controller) -> AsyncIterator[None]:

@@ -11,12 +11,11 @@ import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from controllerd.config import ControllerConfig
-from controllerd.controller import Controller
+from controllerd.controller import Controller, described
 from controllerd.leadership.commit_log import CommitLog, LocalLog
 from controllerd.leadership.elector import Elector, Term
 from controllerd.leadership.follower import FetchSnapshot, Follower
@@ -24,7 +23,6 @@ from controllerd.leadership.kv import Health, Kv
 from controllerd.leadership.lease import LeaseSettings
 from controllerd.leadership.member import Member
 from controllerd.leadership.replicated_log import ReplicatedLog
-from controllerd.store.migration import migrations
 from controllerd.store.replica import Replica
 from daemonkit.errors import Conflict
 from daemonkit.runtime import Runtime
@@ -71,7 +69,7 @@ class Alone:
     """The only controller: it leads from start to end."""
 
     def __init__(self, config: ControllerConfig, runtime: Runtime) -> None:
-        self._me, self._runtime = _described(config), runtime
+        self._me, self._runtime = described(config), runtime
         self._began, self._over = asyncio.Event(), asyncio.Event()
 
     @property
@@ -88,7 +86,7 @@ class Alone:
     def clock_offsets_s(self) -> Mapping[str, float]:
         return {}
 
-    async def resign(self, successor: str = "") -> None:
+    async def transfer(self, successor: str) -> None:
         """Errors: Conflict."""
         raise Conflict("this cloud has one controller ([cluster] etcd is not set): there is none to hand over to")
 
@@ -110,7 +108,7 @@ class Contender:
 
     def __init__(self, config: ControllerConfig, state: Path, kv: Kv, fetch_snapshot: FetchSnapshot, runtime: Runtime) -> None:
         """`state`: the database file; its directory is this process's alone."""
-        self._runtime, self._me, self._kv = runtime, _described(config), kv
+        self._runtime, self._me, self._kv = runtime, described(config), kv
         self._settings = LeaseSettings(config.cluster.lease_ttl_s, config.cluster.lease_margin_s)
         self._replica = Replica(state, runtime)
         self._controller: Controller | None = None
@@ -142,7 +140,7 @@ class Contender:
         """How far each other controller's clock is ahead of this one's."""
         return self._elector.clock_offsets_s()
 
-    async def resign(self, successor: str = "") -> None:
+    async def transfer(self, successor: str) -> None:
         """Begins to hand over; "" = to any other. Errors: Conflict, NotFound, NotLeader, Unavailable."""
         await self._elector.resign(successor)
 
@@ -166,8 +164,3 @@ class Contender:
 
     def _now(self) -> Member:
         return replace(self._me, applied_seq=self.applied_seq, wall_s=self._runtime.clock.wall_s())
-
-
-def _described(config: ControllerConfig) -> Member:
-    api, agents = config.advertise_api or config.api_listen, config.advertise_agents or config.agents_listen
-    return Member(config.node, api, agents, version("skyrack"), migrations()[-1].number)

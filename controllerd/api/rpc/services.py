@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from controllerd.api.rpc.cluster import ClusterService
 from controllerd.api.rpc.flavor import FlavorService
 from controllerd.api.rpc.gate import Gate
 from controllerd.api.rpc.history import EventService, TaskService
@@ -20,6 +21,7 @@ from controllerd.api.rpc.server import ServerService
 from controllerd.api.rpc.switch import Services
 from controllerd.api.rpc.volume import VolumeService
 from skyrack.v1 import (
+    cluster_pb2_grpc,
     event_pb2_grpc,
     flavor_pb2_grpc,
     identity_pb2_grpc,
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 PACKAGE = "skyrack.v1"
 _ADD: dict[str, Callable[[Any, Any], None]] = {
     "IdentityService": identity_pb2_grpc.add_IdentityServiceServicer_to_server,
+    "ClusterService": cluster_pb2_grpc.add_ClusterServiceServicer_to_server,
     "NodeService": node_pb2_grpc.add_NodeServiceServicer_to_server,
     "QuotaService": quota_pb2_grpc.add_QuotaServiceServicer_to_server,
     "TaskService": task_pb2_grpc.add_TaskServiceServicer_to_server,
@@ -62,6 +65,7 @@ def public_services(c: Controller) -> Services:
     gate = Gate(c.login)
     servicers = {
         "IdentityService": IdentityService(gate, c.identity, c.login),
+        "ClusterService": ClusterService(gate, c.cluster),
         "NodeService": NodeService(gate, c.nodes),
         "QuotaService": QuotaService(gate, c.quotas),
         "TaskService": TaskService(gate, c.history, c.operations),

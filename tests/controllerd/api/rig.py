@@ -28,6 +28,7 @@ from controllerd.domain.quota import DEFAULTS
 from controllerd.leadership.commit_log import LocalLog
 from controllerd.store import quota
 from controllerd.store.database import Tx
+from controllerd.terms import Alone
 from daemonkit import rpc
 from daemonkit.runtime import Runtime
 from tests.controllerd.identity.conftest import PASSWORD, bearer, people
@@ -154,7 +155,7 @@ def _refusal(error: grpc.aio.AioRpcError) -> Answer:
 @asynccontextmanager
 async def public_api(path: Path, runtime: Runtime) -> AsyncIterator[Api]:
     config = ControllerConfig(data_dir=path)
-    controller = Controller(config, path / "state.db", LocalLog(), BlobsInMemory(), runtime)
+    controller = Controller(config, path / "state.db", LocalLog(), BlobsInMemory(), runtime, Alone(config, runtime))
     controller.authority.create()
     await controller.open()
     running = asyncio.create_task(controller.database.run())

@@ -25,6 +25,7 @@ from controllerd.peers.forward import ForwardSettings
 from controllerd.peers.front import Front, FrontSettings
 from controllerd.peers.service import PeerService
 from controllerd.store.node import NODES
+from controllerd.terms import Alone
 from daemonkit import rpc
 from daemonkit.ledger import Ledger
 from daemonkit.metrics import REFUSED_PEERS
@@ -123,7 +124,7 @@ class Rack:
         """A term of this controller: its rooms, its services, and then the news."""
         node, state = self.nodes[name], self.path / "state.db"
         config = replace(self.config, advertise_agents=node.member.agents)
-        controller = Controller(config, state, LocalLog(), self.blobs, self.runtime)
+        controller = Controller(config, state, LocalLog(), self.blobs, self.runtime, Alone(config, self.runtime))
         if not (self.path / "ca").exists():
             controller.authority.create()
         await controller.open()

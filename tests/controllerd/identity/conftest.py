@@ -21,6 +21,7 @@ from controllerd.leadership.commit_log import LocalLog
 from controllerd.store import identity
 from controllerd.store.database import Tx
 from controllerd.store.identity import PROJECTS, TOKENS, USERS
+from controllerd.terms import Alone
 from daemonkit import rpc
 from daemonkit.runtime import Runtime
 from daemonkit.tls import TlsFiles
@@ -53,7 +54,9 @@ def bearer(token: str | None) -> tuple[tuple[str, str], ...]:
 @pytest.fixture
 async def api(tmp_path: Path, runtime: Runtime) -> AsyncIterator[Api]:
     config = ControllerConfig(data_dir=tmp_path)
-    controller = Controller(config, tmp_path / "state.db", LocalLog(), GrpcBlobStore(TlsFiles(tmp_path)), runtime)
+    controller = Controller(
+        config, tmp_path / "state.db", LocalLog(), GrpcBlobStore(TlsFiles(tmp_path)), runtime, Alone(config, runtime)
+    )
     controller.authority.create()
     await controller.open()
     running = asyncio.create_task(controller.run())
