@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -20,7 +20,6 @@ from controllerd.store import backup, event, foreign, node, recovery, snapshot
 from controllerd.store.database import Tx
 from controllerd.store.recovery import Restore
 from daemonkit.errors import Conflict, Unavailable
-from daemonkit.runtime import Runtime
 
 CHUNK_BYTES = 1 << 20
 PARTIAL = "backup-{}.partial"
@@ -40,25 +39,6 @@ class Membership(Protocol):
 
     async def health(self) -> Health | None:
         """Of the consensus store; None without one. Errors: Unavailable."""
-
-
-class Alone:
-    """The only controller of a cloud without etcd."""
-
-    def __init__(self, me: Member, runtime: Runtime) -> None:
-        self._me, self._runtime = me, runtime
-
-    def members(self) -> Mapping[str, Member]:
-        return {self._me.name: replace(self._me, wall_s=self._runtime.clock.wall_s())}
-
-    def clock_offsets_s(self) -> Mapping[str, float]:
-        return {}
-
-    async def transfer(self, successor: str) -> None:
-        raise Conflict("this is the only controller: there is none to hand over to")
-
-    async def health(self) -> Health | None:
-        return None
 
 
 class Differences(Protocol):
@@ -108,15 +88,17 @@ class Cluster:
         cloud: Cloud,
         membership: Membership,
         differences: Differences,
-        me: Member,
+        *,
+        name: str,
+        version: str,
         directory: Path,
         files: Callable[[], Mapping[str, bytes]],
     ) -> None:
-        """`directory`: room for a backup in the making. `files`: what a blank machine needs besides the state (see
-        `controllerd.certificate`)."""
+        """`name`: of this controller. `directory`: room for a backup in the making. `files`: what a blank machine needs besides
+        the state (see `controllerd.certificate`)."""
         self._db, self._runtime = cloud.database, cloud.runtime
         self._membership, self._differences = membership, differences
-        self._name, self._version, self._directory, self._files = me.name, me.version, directory, files
+        self._name, self._version, self._directory, self._files = name, version, directory, files
         self._taking = asyncio.Lock()
 
     async def get(self, caller: Caller) -> ClusterView:
