@@ -141,9 +141,8 @@ class Controller:
         self.security_groups = SecurityGroups(cloud)
         authorities = certificate.cloud_authority(config, cloud.runtime), certificate.etcd_authority(config, cloud.runtime)
         self.cluster = Cluster(
-            cloud, self._membership, self.verify, name=self._me.name, version=self._me.version, directory=config.data_dir,
-            files=lambda: certificate.authority_files(*authorities),
-        )  # fmt: skip
+            cloud, self._membership, self.verify, self._me, config.data_dir, lambda: certificate.authority_files(*authorities)
+        )
 
     def _all_apis(self) -> list[str]:
         """Where the public API answers, this controller first: what a node that joins is told."""

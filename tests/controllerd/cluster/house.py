@@ -18,6 +18,7 @@ from controllerd.domain.page import Page
 from controllerd.domain.policy import SYSTEM
 from controllerd.leadership.commit_log import LocalLog
 from controllerd.restore import restore
+from controllerd.terms import Alone
 from daemonkit.errors import Unavailable
 from daemonkit.runtime import InlineThreads, Runtime
 from skyrack.testing.rack import NODES, Rack
@@ -48,7 +49,7 @@ class House:
         self._lives += 1
         runtime = self.runtime(f"controller-{self._lives}")
         self.controller = Controller(
-            self.config, self.config.data_dir / "state.db", LocalLog(), self.rack.blobs, runtime, Only("c1", runtime)
+            self.config, self.config.data_dir / "state.db", LocalLog(), self.rack.blobs, runtime, Alone(self.config, runtime)
         )
         await self.controller.open()
         self.verify, self.cluster = self.controller.verify, self.controller.cluster
