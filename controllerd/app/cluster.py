@@ -88,17 +88,15 @@ class Cluster:
         cloud: Cloud,
         membership: Membership,
         differences: Differences,
-        *,
-        name: str,
-        version: str,
+        me: Member,
         directory: Path,
         files: Callable[[], Mapping[str, bytes]],
     ) -> None:
-        """`name`: of this controller. `directory`: room for a backup in the making. `files`: what a blank machine needs besides
-        the state (see `controllerd.certificate`)."""
+        """`directory`: room for a backup in the making. `files`: what a blank machine needs besides the state (see
+        `controllerd.certificate`)."""
         self._db, self._runtime = cloud.database, cloud.runtime
         self._membership, self._differences = membership, differences
-        self._name, self._version, self._directory, self._files = name, version, directory, files
+        self._name, self._version, self._directory, self._files = me.name, me.version, directory, files
         self._taking = asyncio.Lock()
 
     async def get(self, caller: Caller) -> ClusterView:
