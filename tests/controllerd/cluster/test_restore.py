@@ -1,0 +1,213 @@
+"""A cloud is brought back from a backup while its nodes go on: no guest dies, nothing is made twice, all is told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from controllerd.domain.policy import SYSTEM
+from daemonkit.errors import Conflict, Unavailable
+from tests.controllerd.cluster.house import House, house, in_virtual_time, until
+
+STARTS = ("start", "define", "make_disks")
+
+
+def story(directory: Path, tell: Callable[[House], Coroutine[Any, Any, None]]) -> None:
+    async def live() -> None:
+        async with house(directory) as h:
+            await tell(h)
+
+    in_virtual_time(live)
+
+
+async def bring_back(h: House, file: Path) -> None:
+    await h.kill()
+    await h.restore(file)
+    await h.start()
+
+
+def test_what_was_there_is_adopted_and_nothing_is_touched(tmp_path: Path) -> None:
+    async def tell(h: House) -> None:
+        data = await h.volume("data")
+        web, idle = await h.launch("web", data), await h.launch("idle")
+        await h.controller.servers.stop(h.ann, idle)
+        await h.reach(idle, "STOPPED")
+        file = await h.backup()
+        before, taps, exports, calls = h.guests(), h.taps(), h.exports(), len(h.calls())
+        await bring_back(h, file)
+        await h.released()
+        await asyncio.sleep(60)
+        assert (h.guests(), h.taps(), h.exports()) == (before, taps, exports)
+        assert h.calls()[calls:] == []
+        assert [(await h.server(s)).state for s in (web, idle)] == ["ACTIVE", "STOPPED"]
+        assert await h.differences() == {}
+        view = await h.cluster.get(SYSTEM)
+        assert view.recovery is not None
+        assert (view.recovery.adopted, view.recovery.missing, view.recovery.foreign) == (3, 0, 0)
+        await h.delete(web)  # it works as before
+        await h.launch("new")
+
+    story(tmp_path, tell)
+
+
+def test_what_nobody_owns_is_held_until_somebody_lets_go(tmp_path: Path) -> None:
+    """One server is made after the backup, one deleted: neither dies, neither is made anew."""
+
+    async def tell(h: House) -> None:
+        kept, gone = await h.launch("kept"), await h.launch("gone")
+        file = await h.backup()
+        late_data = await h.volume("late-data")
+        late = await h.launch("late", late_data)
+        await h.delete(gone)
+        before, taps, exports, calls = h.guests(), h.taps(), h.exports(), len(h.calls())
+        assert set(before) == {kept, late} and exports
+        await bring_back(h, file)
+        await asyncio.sleep(300)
+        assert (h.guests(), h.taps(), h.exports()) == (before, taps, exports)
+        found = await h.differences()
+        assert found["foreign_server"] == [late] and found["missing_server"] == [gone]
+        assert found["foreign_volume"] == [late_data] and found["node_held"]
+        owners = {d.kind: d.owner for d in (await h.verify.compare()).differences}
+        assert {owners["foreign_server"], owners["missing_server"], owners["node_held"]} == {"operator"}
+        assert (await h.server(gone)).state == "ERROR" and (await h.server(kept)).state == "ACTIVE"
+        with pytest.raises(Unavailable, match="held"):
+            await h.order("too early")
+
+        await h.cluster.release(SYSTEM)
+        await h.released()
+        await asyncio.sleep(60)
+        assert h.guests() == before  # also of what nobody owns; its network and disks went
+        assert h.taps() < taps and not h.exports()
+        assert {call for call in h.calls()[calls:] if call[0] in STARTS} == set()
+        assert set(await h.differences()) == {"foreign_server", "foreign_volume", "missing_server"}
+        await h.delete(gone)
+        assert "missing_server" not in await h.differences()
+        await h.launch("new")
+        with pytest.raises(Conflict):
+            await h.cluster.release(SYSTEM)
+
+    story(tmp_path, tell)
+
+
+def test_a_second_run_changes_nothing(tmp_path: Path) -> None:
+    async def tell(h: House) -> None:
+        await h.launch("kept")
+        gone = await h.launch("gone")
+        file = await h.backup()
+        await h.delete(gone)
+        await bring_back(h, file)
+        await h.released()
+        await asyncio.sleep(10)
+        before = await h.rows("SELECT id, state, power, node_id, fault_reason FROM server ORDER BY id")
+        events = len(await h.rows("SELECT 1 FROM event WHERE kind IN ('server.adopted', 'server.missing')"))
+        calls = len(h.calls())
+        await h.kill()
+        await h.start()
+        await asyncio.sleep(120)
+        assert await h.rows("SELECT id, state, power, node_id, fault_reason FROM server ORDER BY id") == before
+        assert len(await h.rows("SELECT 1 FROM event WHERE kind IN ('server.adopted', 'server.missing')")) == events == 2
+        assert len(h.calls()) == calls
+        await bring_back(h, file)  # the whole restore again
+        await h.released()
+        await asyncio.sleep(60)
+        assert await h.rows("SELECT id, state, power, node_id, fault_reason FROM server ORDER BY id") == before
+        assert len(h.calls()) == calls
+
+    story(tmp_path, tell)
+
+
+def test_power_and_disks_are_as_they_are_now_not_as_they_were(tmp_path: Path) -> None:
+    """Started, stopped, attached and detached since the backup: the nodes are right."""
+
+    async def tell(h: House) -> None:
+        data, other = await h.volume("data"), await h.volume("other")
+        stops, starts, loses = await h.launch("stops"), await h.launch("starts"), await h.launch("loses", data)
+        await h.controller.servers.stop(h.ann, starts)
+        await h.reach(starts, "STOPPED")
+        file = await h.backup()
+        await h.controller.servers.start(h.ann, starts)
+        await h.controller.servers.stop(h.ann, stops)
+        await h.reach(starts, "ACTIVE")
+        await h.reach(stops, "STOPPED")
+        await h.controller.volumes.detach(h.ann, loses, data)
+        await until(lambda: _free(h, data), "the detachment")
+        before, calls = h.guests(), len(h.calls())
+        await bring_back(h, file)
+        await h.released()
+        await asyncio.sleep(60)
+        assert h.guests() == before and h.calls()[calls:] == [] and not h.exports()
+        assert [(await h.server(s)).state for s in (stops, starts, loses)] == ["STOPPED", "ACTIVE", "ACTIVE"]
+        assert await _free(h, data) and await _free(h, other)
+        assert await h.differences() == {}
+
+    story(tmp_path, tell)
+
+
+async def _free(h: House, volume_id: str) -> bool:
+    return (await h.controller.volumes.get(h.ann, volume_id)).attachment is None
+
+
+def test_what_was_under_way_ends_as_it_ended_on_the_node(tmp_path: Path) -> None:
+    """Backups at every moment of a launch and of a deletion."""
+
+    async def tell(h: House) -> None:
+        made, ended = [], []
+        for number in range(6):
+            server_id = await h.order(f"s{number}")
+            await asyncio.sleep(number * 0.1)
+            made.append((server_id, await h.backup()))
+            await h.reach(server_id, "ACTIVE")
+        for server_id, _file in made[:3]:
+            await h.controller.servers.delete(h.ann, server_id)
+            ended.append(await h.backup())
+            await until(lambda s=server_id: _gone(h, s), "its end")  # type: ignore[misc]
+        before = h.guests()
+        for _server_id, file in made[3:]:
+            await bring_back(h, file)
+            await h.cluster.release(SYSTEM)
+            await h.released()
+            await asyncio.sleep(30)
+            assert h.guests() == before
+        survivors = {server_id for server_id, _file in made[3:]}
+        await bring_back(h, ended[-1])
+        await h.released()
+        await asyncio.sleep(60)
+        assert h.guests() == before and {i for i, s in h.guests().items() if s == "running"} == survivors
+        rows = {row["id"]: row["state"] for row in await h.rows("SELECT id, state FROM server")}
+        assert rows == dict.fromkeys(survivors, "ACTIVE")
+
+    story(tmp_path, tell)
+
+
+async def _gone(h: House, server_id: str) -> bool:
+    return not await h.rows("SELECT 1 FROM server WHERE id = ?", server_id)
+
+
+def test_a_node_that_comes_late_is_compared_by_itself(tmp_path: Path) -> None:
+    async def tell(h: House) -> None:
+        first, second = await h.launch("a"), await h.launch("b")
+        file = await h.backup()
+        node = (await h.server(second)).node_name
+        assert node != (await h.server(first)).node_name
+        await h.delete(second)
+        h.rack.link(node).cut()
+        await bring_back(h, file)
+        await until(lambda: _released_but(h, node), "the release of the others")
+        assert (await h.server(second)).state == "UNKNOWN"
+        await h.launch("meanwhile")
+        h.rack.link(node).mend()
+        await h.released()
+        await asyncio.sleep(10)
+        assert (await h.server(second)).state == "ERROR" and second not in h.guests()
+        assert set(await h.differences()) == {"missing_server"}
+
+    story(tmp_path, tell)
+
+
+async def _released_but(h: House, node: str) -> bool:
+    rows = await h.rows("SELECT DISTINCT n.name FROM hold h JOIN node n ON n.id = h.node_id")
+    return [row["name"] for row in rows] == [node]
