@@ -64,6 +64,10 @@ class FakeMachine:
     def fail(self, operation: str, error: SkyrackError, times: int = 1) -> None:
         self._failures.setdefault(operation, []).extend([error] * times)
 
+    def forgive(self) -> None:
+        """Failures that were ordered and have not come yet never come."""
+        self._failures.clear()
+
     async def act(self, operation: str, server_id: str) -> None:
         """Every operation begins here: takes its time, or fails as ordered."""
         if operation != "look":

@@ -123,7 +123,7 @@ class Story:
         self._internet = network.network.id
         await cloud.subnets.create(SYSTEM, self._internet, "", "203.0.113.0/24", ANEW)
         image = await cloud.images.create(SYSTEM, "mini", "raw", True, 0, 0, {}, ANEW)
-        self._image = (await cloud.images.upload(SYSTEM, image.id, _content())).id
+        self._image = (await cloud.images.upload(SYSTEM, image.id, content())).id
         flavors = await cloud.flavors.list(SYSTEM, "m1.tiny", Page(10))
         self._flavor = flavors.items[0].id
 
@@ -291,7 +291,7 @@ class Story:
         return Outcome(history, {name: machine.calls for name, machine in self._rack.machines.items()}, self._killed_in)
 
 
-async def _content() -> AsyncIterator[bytes | str]:
+async def content() -> AsyncIterator[bytes | str]:
     yield CONTENT
     yield hashlib.sha256(CONTENT).hexdigest()
 

@@ -44,6 +44,7 @@ class World:
         self._noise = random.Random(f"{seed}/noise")
         self.history: list[str] = []
         self.samples = Samples()
+        self.down: set[str] = set()  # what a fault has in its hands
         self.clocks: dict[str, VirtualClock] = {node: VirtualClock() for node in NODES}
         self.store = MemoryStore() if shape.controllers > 1 else None
         names = [f"c{number + 1}" for number in range(shape.controllers)]
@@ -95,6 +96,18 @@ class World:
         leader = self.leader
         assert leader is not None and leader.seat.controller is not None, "nobody leads"
         return leader.seat.controller
+
+    def heal(self) -> None:
+        """Whatever a fault may have left behind."""
+        self.note("world", "HEALED")
+        for process in self.controllers.values():
+            if process.kv is not None:
+                process.kv.link.mend()
+            for node in self.rack.nodes:
+                self.rack.link(node, process.address).mend()
+        for machine in self.rack.machines.values():
+            machine.forgive()
+            machine.reachable = True
 
     async def led(self) -> Controller:
         """As soon as somebody leads."""

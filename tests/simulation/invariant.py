@@ -1,0 +1,238 @@
+"""What must hold at every moment, and what when all is well again. A breach is an AssertionError that says what was found."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Any
+
+from computed.spec import DomainState
+from controllerd.domain.quota import DEFAULTS
+from controllerd.leadership.commit_log import LocalLog
+from controllerd.store import quota
+from controllerd.store.database import Tx
+from controllerd.store.digest import digest
+from daemonkit.errors import SkyrackError, Unavailable
+from tests.simulation.population import Population
+from tests.simulation.world import World
+from tests.torture.history import End, Event, judge
+
+RATIOS = {"vcpus": 4.0, "memory_mib": 1.0, "disk_gib": 1.0}  # as the controllers are configured
+TRANSITIONAL = ("BUILD", "STARTING", "STOPPING", "REBOOTING", "DELETING", "CREATING")
+ROWS = ("server", "volume", "floating_ip", "keypair")  # what clients make
+
+
+class Watch:
+    """Looks at the world again and again; remembers what may only rise."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._epochs: dict[str, int] = {}
+        self._led = ""
+
+    async def look(self) -> None:
+        self._one_leads()
+        self._epochs_rise()
+        self._a_server_runs_once()
+        self._controllers_live()
+        await self._stored()
+
+    def _one_leads(self) -> None:
+        """Also one that is stopped may believe so for as long as its lease lasts, and no longer."""
+        believing = [name for name, process in self._world.controllers.items() if process.alive and _believes(process.seat)]
+        assert len(believing) < 2, f"{' and '.join(believing)} lead at the same time"
+        led = believing[0] if believing else ""
+        if led != self._led:
+            self._world.note(led or self._led, "LEADS" if led else "leads no more")
+            self._led = led
+
+    def _epochs_rise(self) -> None:
+        for daemon, session in self._world.rack.sessions.items():
+            epoch = session.mirror.epoch
+            before = self._epochs.setdefault(daemon, epoch)
+            assert epoch >= before or epoch == 0, f"{daemon} obeys epoch {epoch} after {before}"
+            self._epochs[daemon] = max(epoch, before)
+
+    def _a_server_runs_once(self) -> None:
+        running = Counter(
+            server_id
+            for machine in self._world.rack.machines.values()
+            for server_id, domain in machine.domains.items()
+            if domain.state is not DomainState.SHUTOFF
+        )
+        twice = [server_id for server_id, count in running.items() if count > 1]
+        assert not twice, f"servers run on two nodes: {twice}"
+
+    def _controllers_live(self) -> None:
+        for name, process in self._world.controllers.items():
+            assert process.died is None, f"{name} died of {process.died!r}"
+
+    async def _stored(self) -> None:
+        leader = self._world.leader
+        if leader is not None:
+            try:
+                await leader.ask(lambda controller: controller.database.read(_sound))
+            except (SkyrackError, AssertionError) as error:
+                if isinstance(error, AssertionError):
+                    raise
+
+
+def _believes(seat: Any) -> bool:
+    if seat.controller is None:
+        return False
+    try:
+        seat.commit_log.assert_leading()
+    except Unavailable:
+        return False
+    return not isinstance(seat.commit_log, LocalLog) or seat.controller is not None
+
+
+def _sound(tx: Tx) -> None:
+    """Claims fit on their nodes; no project has more than it may have."""
+    for node in tx.all("SELECT id, name, inventory FROM node JOIN agent ON node_id = id WHERE kind = 'computed'"):
+        there = json.loads(node["inventory"]).get("compute", {})
+        for resource, ratio in RATIOS.items():
+            sql = f"SELECT coalesce(sum({resource}), 0) FROM claim WHERE node_id = ?"
+            claimed, capacity = tx.value(sql, node["id"]), int(there.get(resource, 0)) * ratio
+            assert claimed <= capacity, f"{resource} of {node['name']}: {claimed} claimed of {capacity}"
+    for project in tx.all("SELECT id, name FROM project"):
+        used, limits = quota.used(tx, project["id"]), quota.limits(tx, project["id"])
+        over = {name: used[name] for name in DEFAULTS if limits[name] >= 0 and used[name] > limits[name]}
+        assert not over, f"project {project['name']} is over its quota: {over}"
+
+
+# ---- when all is well again
+
+
+async def unsettled(world: World) -> list[str]:
+    """What still moves; nothing when all has come to rest."""
+    leader = world.leader
+    if leader is None:
+        return ["nobody leads"]
+    try:
+        moving: list[str] = await leader.ask(lambda controller: controller.database.read(_moving))
+    except SkyrackError as error:
+        return [error.message]
+    return moving + _differences(world, await _rows(world))
+
+
+def _moving(tx: Tx) -> list[str]:
+    states = ", ".join(f"'{state}'" for state in TRANSITIONAL)
+    asked = {
+        "task": "SELECT id || ' ' || kind || ' ' || state FROM task WHERE state IN ('RUNNING', 'UNWINDING')",
+        "server": f"SELECT id || ' ' || state FROM server WHERE state IN ({states})",
+        "volume": f"SELECT id || ' ' || state FROM volume WHERE state IN ({states})",
+        "attachment": "SELECT id || ' ' || state FROM attachment WHERE state != 'ATTACHED'",
+        "tombstone": "SELECT kind || ' ' || object_id FROM tombstone",
+        "agent task": "SELECT id FROM agent_task WHERE ended = 0",
+        "agent": "SELECT node_id || ' ' || kind FROM agent WHERE NOT connected OR lost",
+    }
+    return [f"{what} {row}" for what, sql in asked.items() for row in (tx.value(sql),) if row is not None]
+
+
+async def _rows(world: World) -> dict[str, Any]:
+    def read(tx: Tx) -> dict[str, Any]:
+        nodes = {row["id"]: row["name"] for row in tx.all("SELECT id, name FROM node")}
+        return {
+            "servers": {r["id"]: {**r, "node": nodes.get(r["node_id"], "")} for r in tx.all("SELECT * FROM server")},
+            "volumes": {r["id"]: {**r, "node": nodes.get(r["node_id"], "")} for r in tx.all("SELECT * FROM volume")},
+            "exports": {r["export_name"] for r in tx.all("SELECT export_name FROM attachment WHERE exported")},
+            "claims": {r["server_id"]: nodes[r["node_id"]] for r in tx.all("SELECT * FROM claim")},
+            "ports": [{**r, "node": nodes.get(r["node_id"], "")} for r in tx.all("SELECT * FROM port")],
+        }
+
+    return await world.controller.database.read(read)
+
+
+def _differences(world: World, rows: dict[str, Any]) -> list[str]:
+    """Between what is stored and what is there; both ways, so that nothing is orphaned."""
+    rack, found = world.rack, []
+    placed = {i: s for i, s in rows["servers"].items() if s["node"] and s["power"]}
+    for name, machine in rack.machines.items():
+        here = {i for i, s in placed.items() if s["node"] == name}
+        found += [f"domain {i} on {name}, and no server" for i in machine.domains.keys() - here]
+        found += [f"disk of {i} on {name}, and no server" for i in machine.root_disks - here]
+        for i in here & machine.domains.keys():
+            runs, should = machine.domains[i].state is not DomainState.SHUTOFF, placed[i]["state"] == "ACTIVE"
+            if runs != should and placed[i]["state"] in ("ACTIVE", "STOPPED"):
+                found.append(f"server {i} is {placed[i]['state']}, its domain {machine.domains[i].state.name}")
+    found += [f"server {i} is {s['state']} on {s['node']}, and has no domain" for i, s in placed.items()
+              if s["state"] in ("ACTIVE", "STOPPED") and i not in rack.machines[s["node"]].domains]  # fmt: skip
+    for name, volumes in rack.volumes.items():
+        here = {i for i, v in rows["volumes"].items() if v["node"] == name and not v["absent"]}
+        found += [f"volume {i} on {name}, and nobody's" for i in volumes.sizes.keys() - here]
+        found += [f"volume {i} is not on {name}" for i in here - volumes.sizes.keys() if rows["volumes"][i]["state"] != "ERROR"]
+    exports = {export.name for v in rack.volumes.values() for tags in v.exports.values() for export in tags.values()}
+    found += [f"export {name} differs" for name in exports ^ rows["exports"]]
+    found += _of_claims(rows) + _of_ports(world, rows)
+    return sorted(found)
+
+
+def _of_claims(rows: dict[str, Any]) -> list[str]:
+    servers, claims = rows["servers"], rows["claims"]
+    orphans = [f"claim of {i} on {node}" for i, node in claims.items() if servers.get(i, {}).get("node") != node]
+    return orphans + [f"server {i} has no claim" for i, s in servers.items() if s["state"] == "ACTIVE" and i not in claims]
+
+
+def _of_ports(world: World, rows: dict[str, Any]) -> list[str]:
+    """Those of servers, on the compute nodes."""
+    found = []
+    wanted = {p["id"]: p["node"] for p in rows["ports"] if p["purpose"] == "server" and p["node"]}
+    for port in rows["ports"]:
+        if port["purpose"] == "server" and port["server_id"] not in rows["servers"]:
+            found.append(f"port {port['id']} of a server that is gone")
+    for name, networkd in world.rack.networkds.items():
+        there = set(networkd.reconciler.desired.ports)
+        found += [f"port {i} on {name}, and not wanted there" for i in there if i in wanted and wanted[i] != name]
+        found += [f"port {i} is not on {name}" for i, node in wanted.items() if node == name and i not in there]
+    return found
+
+
+async def final(world: World, population: Population) -> None:
+    """Acknowledged is kept, done once, in order; usage is exact; the copies are the same."""
+
+    def read(tx: Tx) -> tuple[list[Event], dict[str, list[str]], dict[str, int]]:
+        sql = "SELECT seq, kind, resource_kind, resource_id, message FROM event ORDER BY seq"
+        rows = [row for row in tx.all(sql) if row["resource_kind"] in ROWS]
+        events = [Event(r["seq"], r["kind"], r["resource_id"], _name_of(r)) for r in rows]
+        alive = {kind: [r["name"] for r in tx.all(_alive(kind))] for kind in ROWS}
+        counted = {r["server_id"]: r["cpu_ns"] for r in tx.all("SELECT server_id, cpu_ns FROM usage_counter")}
+        return events, alive, counted
+
+    events, alive, counted = await world.controller.database.read(read)
+    verdict = judge(population.operations, End(events, alive, await copies(world)))
+    assert verdict.good, "\n".join([*verdict.lost, *verdict.doubled, *verdict.reordered, *verdict.diverged])
+    _no_more_than_asked(population, alive)
+    for server_id in (await _rows(world))["servers"]:
+        expected, found = world.samples.total(server_id).cpu_ns, counted.get(server_id, 0)
+        assert expected == found, f"server {server_id} used {expected} ns of CPU, counted are {found}"
+
+
+def _name_of(row: dict[str, Any]) -> str:
+    return str(row["resource_id"] if row["kind"].startswith("floating_ip") else row["message"])
+
+
+def _alive(kind: str) -> str:
+    return f"SELECT {'id' if kind == 'floating_ip' else 'name'} AS name FROM {kind}"
+
+
+def _no_more_than_asked(population: Population, alive: dict[str, list[str]]) -> None:
+    """What is there beyond what was acknowledged is what nobody knows the outcome of."""
+    for kind, names in alive.items():
+        known = {o.name for o in population.operations if o.kind == kind and o.outcome == "done"}
+        unknown = [o for o in population.operations if o.kind == kind and o.outcome == "unknown"]
+        extra = [name for name in names if name not in known]
+        assert len(extra) <= len(unknown), f"{kind}: {extra} are there, and only {len(unknown)} are in doubt"
+
+
+async def copies(world: World) -> dict[str, str]:
+    """Controller -> digest of its copy."""
+    if len(world.controllers) == 1:
+        return {}
+    found = {}
+    for name, process in world.controllers.items():
+        if process.seat.controller is not None:
+            found[name] = await process.seat.controller.database.read(lambda tx: digest(tx.connection))
+        else:
+            found[name] = await process.seat.terms._replica.digest()
+    return found
