@@ -17,7 +17,8 @@ class Outcome:
 
 def order(tx: Tx, task_id: str, node_id: str, agent_kind: str, body: bytes, deadline: float) -> None:
     """`body`: an encoded Task message. Ordering twice is ordering once."""
-    tx.run("INSERT OR IGNORE INTO agent_task VALUES (?, ?, ?, ?, ?, ?, 0, 0, '', '')",
+    columns = "id, node_id, agent_kind, body, created_at, deadline, ended, ok, reason, fault"
+    tx.run(f"INSERT OR IGNORE INTO agent_task ({columns}) VALUES (?, ?, ?, ?, ?, ?, 0, 0, '', '')",
            task_id, node_id, agent_kind, body, tx.now, deadline)  # fmt: skip
     tx.touch(node_id)
 

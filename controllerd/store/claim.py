@@ -48,7 +48,7 @@ _ASKED_ONE_BY_ONE_MAX = 500  # nodes; for more, all are read
 # ?1 server, ?2 node, ?3 vCPUs, ?4 MiB, ?5 GiB, ?6 now, ?7 to ?9 ratios. Whoever chose the node did so from memory; that no
 # more is given out than there is must not hang on it.
 _HOLD = (
-    "INSERT OR REPLACE INTO claim SELECT ?1, ?2, ?3, ?4, ?5, ?6"
+    "INSERT INTO claim (server_id, node_id, vcpus, memory_mib, disk_gib, created_at) SELECT ?1, ?2, ?3, ?4, ?5, ?6"
     " FROM (SELECT coalesce(sum(vcpus), 0) AS vcpus, coalesce(sum(memory_mib), 0) AS memory_mib,"
     " coalesce(sum(disk_gib), 0) AS disk_gib FROM"
     " (SELECT vcpus, memory_mib, disk_gib FROM claim WHERE node_id = ?2 AND server_id != ?1"
@@ -57,6 +57,7 @@ _HOLD = (
     " WHERE held.vcpus + ?3 <= coalesce(CAST(there ->> 'vcpus' AS INTEGER), 0) * ?7"
     " AND held.memory_mib + ?4 <= coalesce(CAST(there ->> 'memory_mib' AS INTEGER), 0) * ?8"
     " AND held.disk_gib + ?5 <= coalesce(CAST(there ->> 'disk_gib' AS INTEGER), 0) * ?9"
+    " ON CONFLICT (server_id) DO UPDATE SET node_id = ?2, vcpus = ?3, memory_mib = ?4, disk_gib = ?5, created_at = ?6"
 )
 
 

@@ -20,6 +20,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from contextvars import copy_context
 from pathlib import Path
 from typing import TypeVar
@@ -44,7 +45,7 @@ T = TypeVar("T")
 
 GROUP_MAX = 256  # transactions a commit
 READERS = 2
-CLOCK_LOOK_INTERVAL_S = 10.0
+CLOCK_LOOK_INTERVAL_S = 10.0  # while there is nothing to write
 CLOCK_STEP_WARNED_S = 60.0
 
 
@@ -159,17 +160,17 @@ class Database:
         try:
             while True:
                 await self._wait_for_work()
+                self._look_at_clock()
                 while self._pending:
                     await self._commit_next()
+                    self._look_at_clock()
         finally:
             self._refuse_all(self.refused or Unavailable("the store is closing"))
 
     async def _wait_for_work(self) -> None:
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(CLOCK_LOOK_INTERVAL_S):
                 await self._wake.wait()
-        except TimeoutError:
-            self._look_at_clock()
         self._wake.clear()
 
     async def _commit_next(self) -> None:

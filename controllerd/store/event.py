@@ -10,6 +10,7 @@ from controllerd.store.database import Row, Tx
 from daemonkit.log import request_id
 
 acting_user: ContextVar[str] = ContextVar("acting_user", default="")
+_COLUMNS = ", ".join(Event.__dataclass_fields__)
 EVENTS = "events"  # touched with every event: watchers subscribe to it
 
 
@@ -36,13 +37,13 @@ def of(row: Row) -> Event:
 def newest(tx: Tx, before_seq: int, limit: int, **equal: str) -> list[Event]:
     """Events below `before_seq`, newest first; `equal`: column = value."""
     conditions = "".join(f" AND {column} = ?" for column in equal)
-    sql = f"SELECT * FROM event WHERE seq < ?{conditions} ORDER BY seq DESC LIMIT ?"
+    sql = f"SELECT {_COLUMNS} FROM event WHERE seq < ?{conditions} ORDER BY seq DESC LIMIT ?"
     return [of(row) for row in tx.each(sql, before_seq, *equal.values(), limit)]
 
 
 def after(tx: Tx, seq: int, limit: int, **equal: str) -> list[Event]:
     conditions = "".join(f" AND {column} = ?" for column in equal)
-    sql = f"SELECT * FROM event WHERE seq > ?{conditions} ORDER BY seq LIMIT ?"
+    sql = f"SELECT {_COLUMNS} FROM event WHERE seq > ?{conditions} ORDER BY seq LIMIT ?"
     return [of(row) for row in tx.each(sql, seq, *equal.values(), limit)]
 
 

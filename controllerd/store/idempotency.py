@@ -15,7 +15,8 @@ def find(tx: Tx, project_id: str, user_id: str, key: str) -> tuple[str, str, str
 
 
 def remember(tx: Tx, project_id: str, user_id: str, key: str, method: str, fingerprint: str, resource_id: str) -> None:
-    tx.run("INSERT INTO idempotency VALUES (?, ?, ?, ?, ?, ?, ?)",
+    columns = "project_id, user_id, key, method, fingerprint, resource_id, created_at"
+    tx.run(f"INSERT INTO idempotency ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?)",
            project_id, user_id, key, method, fingerprint, resource_id, tx.now)  # fmt: skip
 
 

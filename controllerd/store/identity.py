@@ -60,7 +60,8 @@ def assignments(tx: Tx, user_id: str = "", project_id: str = "") -> list[tuple[s
 
 
 def grant(tx: Tx, user_id: str, project_id: str, role: str) -> None:
-    tx.run("INSERT OR IGNORE INTO role_assignment VALUES (?, ?, ?)", user_id, project_id, role)
+    sql = "INSERT OR IGNORE INTO role_assignment (user_id, project_id, role) VALUES (?, ?, ?)"
+    tx.run(sql, user_id, project_id, role)
 
 
 def revoke(tx: Tx, user_id: str, project_id: str, role: str) -> bool:

@@ -13,6 +13,12 @@ from controllerd.store.table import Table
 NODES = Table(Node, "node", "node", born="joined_at")
 AGENTS = "agents"  # touched whenever an agent comes, goes or is given up
 
+
+def key_of_agent(node_id: str, kind: str) -> str:
+    """To be touched where only one of a node's agents is concerned; the node's id is for all of them."""
+    return f"{kind}:{node_id}" if node_id else ""
+
+
 _AGENT = ", ".join(AgentRecord.__dataclass_fields__)
 _AGENT_AGAIN = (
     "ON CONFLICT (node_id, kind) DO UPDATE SET "
@@ -51,7 +57,7 @@ def put_agent(tx: Tx, record: AgentRecord) -> None:
         record.node_id, record.kind, int(record.connected), record.last_seen_at, int(record.lost), record.version,
         record.boot_id, json.dumps(record.inventory),
     )  # fmt: skip
-    tx.touch(record.node_id, AGENTS)
+    tx.touch(AGENTS)
     if vtep(tx, record.node_id) != before:
         network.touch_peers(tx, record.node_id)
 
@@ -72,7 +78,7 @@ def vteps(tx: Tx, node_ids: Iterable[str]) -> dict[str, str]:
 
 def disconnected(tx: Tx, node_id: str, kind: str) -> None:
     tx.run("UPDATE agent SET connected = 0, last_seen_at = ? WHERE node_id = ? AND kind = ?", tx.now, node_id, kind)
-    tx.touch(node_id, AGENTS)
+    tx.touch(AGENTS)
 
 
 def all_disconnected(tx: Tx) -> None:

@@ -31,12 +31,14 @@ def used(tx: Tx, project_id: str, *resources: str) -> dict[str, int]:
 
 
 def limits(tx: Tx, project_id: str) -> dict[str, int]:
-    own = {row["resource"]: row["value"] for row in tx.each("SELECT * FROM quota_limit WHERE project_id = ?", project_id)}
+    rows = tx.each("SELECT resource, value FROM quota_limit WHERE project_id = ?", project_id)
+    own = {row["resource"]: row["value"] for row in rows}
     return {**quota.DEFAULTS, **own}
 
 
 def set_limit(tx: Tx, project_id: str, resource: str, value: int) -> None:
-    tx.run("INSERT OR REPLACE INTO quota_limit VALUES (?, ?, ?)", project_id, resource, value)
+    again = "ON CONFLICT (project_id, resource) DO UPDATE SET value = excluded.value"
+    tx.run(f"INSERT INTO quota_limit (project_id, resource, value) VALUES (?, ?, ?) {again}", project_id, resource, value)
 
 
 def take(tx: Tx, project_id: str, **requested: int) -> None:

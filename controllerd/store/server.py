@@ -9,10 +9,16 @@ from typing import Any
 
 from controllerd.domain.page import Page, PageOf
 from controllerd.domain.server import HIDDEN_BY_LOSS, Server
+from controllerd.store import node
 from controllerd.store.database import Tx
 from controllerd.store.table import Table, like_name
 
 SERVERS = Table(Server, "server", "server")
+
+# Of what changes in a server's life: what no agent is told, and what networkd is not told.
+_UNTOLD = {"state", "launched_at", "fault_reason", "fault_message", "fault_details"}
+_UNTOLD |= {"observed_state", "observed_fault", "observed_attached", "observed_at", "observed_milestones"}
+_TOLD_TO_COMPUTED = {"power", "node_id"}
 
 _OF_NODE = "IN (SELECT id FROM server WHERE node_id = ?)"
 
@@ -64,10 +70,13 @@ def by_ids(tx: Tx, server_ids: Iterable[str]) -> list[Server]:
 
 
 def change(tx: Tx, server: Server, **changes: Any) -> Server:
-    """Touches the server and the nodes it is, or was, on."""
+    """Touches the server and, of the nodes it is, or was, on, the agents that are told what changes."""
     changed = replace(server, **changes, updated_at=tx.now)
     SERVERS.update(tx, server.id, **changes, updated_at=tx.now)
-    tx.touch(server.id, server.node_id, changed.node_id)
+    tx.touch(server.id)
+    told = changes.keys() - _UNTOLD
+    for node_id in {server.node_id, changed.node_id} if told else ():
+        tx.touch(node_id if told - _TOLD_TO_COMPUTED else node.key_of_agent(node_id, "computed"))
     return changed
 
 

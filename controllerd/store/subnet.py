@@ -61,7 +61,8 @@ def owner_of(tx: Tx, subnet_id: str, ip: str) -> str:
 
 
 def take_address(tx: Tx, subnet_id: str, ip: str, port_id: str) -> FixedIp:
-    tx.run("INSERT INTO address VALUES (?, ?, ?, ?)", subnet_id, number(ip), ip, port_id)
+    sql = "INSERT INTO address (subnet_id, ip_number, ip, port_id) VALUES (?, ?, ?, ?)"
+    tx.run(sql, subnet_id, number(ip), ip, port_id)
     return FixedIp(subnet_id, ip)
 
 

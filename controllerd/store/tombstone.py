@@ -10,7 +10,8 @@ from controllerd.store.database import Tx
 
 def put(tx: Tx, node_id: str, kind: str, object_id: str) -> None:
     """`kind`: "server", "volume", "blob". Twice is once."""
-    tx.run("INSERT OR IGNORE INTO tombstone VALUES (?, ?, ?, 0, 0, 0, ?)", node_id, kind, object_id, tx.now)
+    columns = "node_id, kind, object_id, vcpus, memory_mib, disk_gib, created_at"
+    tx.run(f"INSERT OR IGNORE INTO tombstone ({columns}) VALUES (?, ?, ?, 0, 0, 0, ?)", node_id, kind, object_id, tx.now)
     tx.touch(node_id)
 
 

@@ -10,6 +10,9 @@ from controllerd.domain.server import Server
 from controllerd.domain.usage import Counters, Meter, ServerUsage, hours_between
 from controllerd.store.database import Row, Tx
 
+_METER = ("cpu_ns", "rx_bytes", "tx_bytes", "read_bytes", "write_bytes", "memory_kib", "last", "sampled_at")
+_METER_AGAIN = f"ON CONFLICT (server_id) DO UPDATE SET {', '.join(f'{c} = excluded.{c}' for c in _METER)}"
+
 
 def of_project(tx: Tx, project_id: str, from_at: float, to_at: float) -> list[ServerUsage]:
     """One entry a server that lived within [from, to], by start."""
@@ -37,7 +40,8 @@ def open_interval(tx: Tx, server: Server) -> None:
     if tx.value("SELECT 1 FROM usage_interval WHERE server_id = ? AND ended_at = 0", server.id):
         return
     tx.run(
-        "INSERT INTO usage_interval VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0)",
+        "INSERT INTO usage_interval (id, server_id, server_name, project_id, vcpus, memory_mib, disk_gib, started_at, ended_at)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0)",
         tx.new_id(), server.id, server.name, server.project_id, server.vcpus, server.memory_mib, server.disk_gib, tx.now,
     )  # fmt: skip
 
@@ -52,8 +56,9 @@ def close_interval(tx: Tx, server_id: str) -> None:
 
 def meters_of(tx: Tx, node_id: str, server_ids: Iterable[str]) -> dict[str, Meter]:
     """Server -> its meter, of those that are on the node; at 0 where there were no samples yet."""
+    columns = ", ".join(f"c.{column}" for column in _METER)
     sql = (
-        "SELECT s.id, s.project_id, c.* FROM server s LEFT JOIN usage_counter c ON c.server_id = s.id"
+        f"SELECT s.id, {columns} FROM server s LEFT JOIN usage_counter c ON c.server_id = s.id"
         " WHERE s.node_id = ? AND s.id IN (SELECT value FROM json_each(?))"
     )
     rows = tx.each(sql, node_id, json.dumps(sorted(set(server_ids))))
@@ -70,7 +75,8 @@ def _meter(row: Row) -> Meter:
 def put_meter(tx: Tx, server_id: str, meter: Meter) -> None:
     total = meter.total
     tx.run(
-        "INSERT OR REPLACE INTO usage_counter SELECT id, project_id, ?, ?, ?, ?, ?, ?, ?, ? FROM server WHERE id = ?",
+        f"INSERT INTO usage_counter (server_id, project_id, {', '.join(_METER)})"
+        f" SELECT id, project_id, ?, ?, ?, ?, ?, ?, ?, ? FROM server WHERE id = ? {_METER_AGAIN}",
         total.cpu_ns, total.rx_bytes, total.tx_bytes, total.read_bytes, total.write_bytes, meter.memory_kib,
         json.dumps(asdict(meter.last)), meter.sampled_at, server_id,
     )  # fmt: skip
@@ -83,4 +89,5 @@ def cursor(tx: Tx, node_id: str, incarnation: str) -> int:
 
 
 def put_cursor(tx: Tx, node_id: str, incarnation: str, seq: int) -> None:
-    tx.run("INSERT OR REPLACE INTO telemetry_cursor VALUES (?, ?, ?)", node_id, incarnation, seq)
+    again = "ON CONFLICT (node_id, incarnation) DO UPDATE SET seq = excluded.seq"
+    tx.run(f"INSERT INTO telemetry_cursor (node_id, incarnation, seq) VALUES (?, ?, ?) {again}", node_id, incarnation, seq)

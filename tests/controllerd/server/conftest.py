@@ -38,8 +38,10 @@ async def make_caller(rig: Rig, project: str, role: str) -> Caller:
     def insert(tx: Tx) -> Caller:
         project_id = rig.runtime.new_id()
         user_id = f"user-{project}-{random.Random(project).getrandbits(32)}"
-        tx.run("INSERT INTO project VALUES (?, ?, '', 1, ?)", project_id, project, tx.now)
-        tx.run("INSERT INTO user VALUES (?, ?, '', '', 1, ?)", user_id, user_id, tx.now)
+        into_project = "INSERT INTO project (id, name, description, enabled, created_at)"
+        tx.run(f"{into_project} VALUES (?, ?, '', 1, ?)", project_id, project, tx.now)
+        into_user = "INSERT INTO user (id, name, email, password_hash, enabled, created_at)"
+        tx.run(f"{into_user} VALUES (?, ?, '', '', 1, ?)", user_id, user_id, tx.now)
         return Caller(user_id, user_id, project_id, project, frozenset({role}))
 
     return await rig.database.write(insert)

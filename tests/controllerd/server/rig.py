@@ -32,7 +32,7 @@ from controllerd.domain.image import Image
 from controllerd.domain.node import AgentRecord, Node
 from controllerd.domain.placement import Ratios
 from controllerd.domain.policy import Caller
-from controllerd.leadership.commit_log import LocalLog
+from controllerd.leadership.commit_log import CommitLog, LocalLog
 from controllerd.reconcilers.lost_node import give_up
 from controllerd.store import agent_task
 from controllerd.store import task as task_store
@@ -96,8 +96,8 @@ class Silent:
 
 
 class Rig:
-    def __init__(self, path: Path, runtime: Runtime, clock: Any) -> None:
-        self.path, self.runtime, self.clock = path, runtime, clock
+    def __init__(self, path: Path, runtime: Runtime, clock: Any, commit_log: Callable[[], CommitLog] = LocalLog) -> None:
+        self.path, self.runtime, self.clock, self.commit_log = path, runtime, clock, commit_log
         self.operations = operations(Ratios())
         self.nodes: dict[str, ScriptedNode] = {}
         self.transactions = 0
@@ -109,7 +109,7 @@ class Rig:
     # ---- the store, opened and opened again
 
     async def open(self) -> None:
-        self.database = Database(self.path, LocalLog(), self.runtime)
+        self.database = Database(self.path, self.commit_log(), self.runtime)
         await self.database.open()
         self.database.subscribe(self.touched.update)
         self._commits = asyncio.create_task(self.database.run())

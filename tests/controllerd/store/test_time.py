@@ -1,0 +1,89 @@
+"""The store's own time: no step of the machine's clock moves it, and it never goes back, whoever leads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from controllerd.leadership.commit_log import CommitLog, LocalLog
+from controllerd.store.replica import Replica
+from daemonkit import metrics
+from daemonkit.runtime import InlineThreads, Runtime, system_runtime
+from tests.controllerd.store.logs import MemoryLog, opened, put
+
+HOUR_S = 3600.0
+
+
+@dataclass
+class SteppedClock:
+    """`step_s`: by how much somebody has set it."""
+
+    now_s: float = 1_700_000_000.0
+    booted_s: float = 0.0
+    step_s: float = 0.0
+
+    def wall_s(self) -> float:
+        return self.now_s + self.step_s
+
+    def boottime_s(self) -> float:
+        return self.now_s - self.booted_s
+
+
+def runtime_of(clock: SteppedClock) -> Runtime:
+    return Runtime(clock, system_runtime().rng, lambda _name, _workers: InlineThreads())
+
+
+@pytest.fixture(params=["local", "replicated"])
+def commit_log(request: pytest.FixtureRequest) -> Callable[[], CommitLog]:
+    entries = MemoryLog().entries
+    return LocalLog if request.param == "local" else lambda: MemoryLog(entries)
+
+
+@pytest.mark.parametrize("step_s", [HOUR_S, -HOUR_S])
+async def test_a_step_within_a_term(
+    tmp_path: Path, commit_log: Callable[[], CommitLog], step_s: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = SteppedClock()
+    async with opened(tmp_path / "db", commit_log(), runtime_of(clock)) as database:
+        first = await database.write(lambda tx: tx.now)
+        clock.step_s = step_s
+        clock.now_s += 10.0
+        assert await database.write(lambda tx: tx.now) == pytest.approx(first + 10.0)
+        assert await database.read(lambda tx: tx.now) == database.now_s() == pytest.approx(first + 10.0)
+        assert database.clock_step_s == pytest.approx(step_s)
+        await database.write(put("a"))
+        assert metrics.CLOCK_STEP_S._value.get() == pytest.approx(step_s)
+        [warned] = caplog.records
+        assert "clock" in warned.message
+
+
+async def test_no_term_goes_back(tmp_path: Path, commit_log: Callable[[], CommitLog]) -> None:
+    clock, seen = SteppedClock(), []
+    for step_s in (0.0, HOUR_S, -HOUR_S, 0.0):
+        clock.step_s, clock.booted_s = step_s, clock.now_s - 5.0
+        async with opened(tmp_path / "db", commit_log(), runtime_of(clock)) as database:
+            for _ in range(3):
+                clock.now_s += 1.0
+                seen.append(database.now_s())
+                seen.append(await database.write(lambda tx: (put(str(tx.now))(tx), tx.now)[1]))
+    assert seen == sorted(seen)
+    assert seen[-1] - seen[0] < HOUR_S + 20.0
+
+
+async def test_the_next_leader_does_not_go_back_either(tmp_path: Path) -> None:
+    """Its machine's clock is an hour behind, and it knows of the time before only by the log."""
+    log, ahead, behind = MemoryLog(), SteppedClock(), SteppedClock(step_s=-HOUR_S)
+    async with opened(tmp_path / "db", log, runtime_of(ahead)) as database:
+        ahead.now_s += 100.0
+        last = await database.write(lambda tx: (put("a")(tx), tx.now)[1])
+    replica = Replica(tmp_path / "copy", system_runtime())
+    await replica.open()
+    await replica.apply(log.entries)
+    await replica.close()
+    async with opened(tmp_path / "copy", log, runtime_of(behind)) as database:
+        behind.now_s += 1.0
+        assert await database.write(lambda tx: tx.now) == pytest.approx(last + 1.0)
+        assert database.clock_step_s == pytest.approx(-HOUR_S - 100.0)
