@@ -27,7 +27,10 @@ class FakeVolumes:
     async def run(self, lost: Callable[[], None]) -> None:
         self._lost = lost
         lost()
-        await asyncio.Event().wait()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self._lost = lambda: None
 
     def crash(self) -> None:
         """The storage daemon dies and is started again: volumes stay, exports are gone."""

@@ -14,9 +14,9 @@ import tempfile
 import traceback
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from controllerd.app.cloud import Once
+from controllerd.app.security_group import ensure_default
 from controllerd.controller import Controller
 from controllerd.domain.page import Page
 from controllerd.domain.policy import SYSTEM, Caller
@@ -126,7 +126,7 @@ class Life:
         external = await controller.networks.create(SYSTEM, "internet", False, True, ANEW)
         await controller.subnets.create(SYSTEM, external.network.id, "", "203.0.113.0/24", ANEW)
         image = await controller.images.create(SYSTEM, "mini", "raw", True, 0, 0, {}, ANEW)
-        while not (uploaded := await self._upload(controller, image.id)):
+        while not (uploaded := await self._upload(controller, image.id)):  # noqa: ASYNC110
             await asyncio.sleep(0.1)
         flavors = (await controller.flavors.list(SYSTEM, "", Page(10))).items
         chosen = [f.id for f in flavors if f.name in ("m1.tiny", "m1.small", "m1.medium")]
@@ -147,8 +147,6 @@ def _member(tx: Tx, name: str) -> Caller:
     project = PROJECTS.insert(tx, Project(tx.new_id(), name, "", True, tx.now))
     user = USERS.insert(tx, User(tx.new_id(), f"user-{name}", "", "", True, tx.now))
     identity.grant(tx, user.id, project.id, "member")
-    from controllerd.app.security_group import ensure_default
-
     ensure_default(tx, project.id)
     return replace(
         SYSTEM, user_id=user.id, user_name=user.name, project_id=project.id, project_name=name, roles=frozenset({"member"})
