@@ -86,6 +86,8 @@ class Difference:
 
 
 class Clusters:
+    record = Cluster
+
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 

@@ -22,6 +22,8 @@ from google.protobuf.empty_pb2 import Empty
 
 from daemonkit import errors, rpc, tls
 from skyrack.v1 import (
+    cluster_pb2,
+    cluster_pb2_grpc,
     event_pb2,
     event_pb2_grpc,
     flavor_pb2,
@@ -52,6 +54,7 @@ from skyrack.v1 import (
 from tests.pki import Pki
 
 SERVICES: list[tuple[Any, Any]] = [
+    (cluster_pb2, cluster_pb2_grpc),
     (event_pb2, event_pb2_grpc),
     (flavor_pb2, flavor_pb2_grpc),
     (identity_pb2, identity_pb2_grpc),
@@ -91,6 +94,9 @@ class FakeCloud:
         self.limits = {"servers": 10}
         self.join_roles: dict[str, tuple[str, list[str]]] = {}
         self.console = b""
+        self.cluster = cluster_pb2.Cluster(cluster_id="c0", leader="c1", epoch=7, seq=12, schema=2)
+        self.backup = b""
+        self.successors: list[str] = []  # who leads at each further look
         self._ids = itertools.count(1)
 
     def new_id(self) -> str:
@@ -190,7 +196,7 @@ class FakeApi:
             async for message in own(request):
                 yield message
 
-        return many if method.name in ("WatchEvents", "DownloadImage") else once
+        return many if method.name in ("WatchEvents", "DownloadImage", "Backup") else once
 
     async def _enter(self, method: str, request: Any, context: Any) -> None:
         metadata = dict(context.invocation_metadata())
@@ -399,6 +405,35 @@ class FakeApi:
         row = self._create(router_pb2.FloatingIp(), request)
         row.ip = request.ip or "203.0.113.7"
         return row
+
+    # ------------------------------------------------------------ the control plane
+
+    async def _GetCluster(self, _request: Any) -> Any:
+        cluster = self.cloud.cluster
+        if self.cloud.successors and (successor := self.cloud.successors.pop(0)) != cluster.leader:
+            cluster.leader, cluster.epoch = successor, cluster.epoch + 1
+        return cluster
+
+    async def _TransferLeadership(self, request: Any) -> Any:
+        if request.controller and request.controller not in [one.name for one in self.cloud.cluster.controllers]:
+            raise errors.NotFound("controller", request.controller)
+        before = cluster_pb2.Cluster()
+        before.CopyFrom(self.cloud.cluster)
+        return before
+
+    async def _ReleaseNodes(self, _request: Any) -> Any:
+        self.cloud.cluster.recovery.ClearField("held_nodes")
+        return self.cloud.cluster
+
+    async def _Backup(self, _request: Any) -> AsyncIterator[Any]:
+        content = self.cloud.backup
+        for place in range(0, len(content), 1 << 20):
+            yield cluster_pb2.BackupChunk(data=content[place : place + (1 << 20)], size_bytes=len(content))
+            await _fire(self.cloud.before["sent"])
+        yield cluster_pb2.BackupChunk(sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content))
+
+    async def _ListDifferences(self, _request: Any) -> Any:
+        return cluster_pb2.ListDifferencesResponse(differences=self.cloud.rows["Difference"].values())
 
     # ------------------------------------------------------------ nodes, events, quota
 
