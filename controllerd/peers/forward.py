@@ -5,8 +5,8 @@ to controllers only. What the leader says comes back unchanged: answers, status,
 
 While nobody leads, or the leader does not answer or serve yet, a call is held, for `hold_max_s` at most; a stream of requests
 stays unread meanwhile. Then, or when too many are held: NoLeader. A call goes to the next leader only if it certainly was not
-carried out: no connection was made, or the answer was NOT_LEADER. In doubt its client is told UNAVAILABLE. (A stream of requests
-is not kept, so it is never sent again.)
+carried out: no connection was made, or the answer was NOT_LEADER. In doubt its client is told UNAVAILABLE. (A stream of
+requests is not kept, so it is never sent again.)
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from controllerd.peers.link import Link
 from daemonkit import rpc
 from daemonkit.errors import NoLeader, NotLeader, Unavailable
 
+ANSWER_S = 0.5  # left of a call's deadline when it is given up
+AGAIN_S = 0.05
 RETRY_S = 2.0  # what clients are told whose calls could not be held, or not for long enough
 
 # Metadata that belongs to one hop.
@@ -71,7 +73,7 @@ class Forwarder(grpc.GenericRpcHandler):
         return grpc.stream_stream_rpc_method_handler(many)
 
     async def _forward(self, method: str, request: bytes, context: Context) -> None:
-        metadata, end_s = _metadata(context), self._end_s()
+        metadata, end_s = _metadata(context), self._end_s(context)
         while True:
             channel = await self._serving(end_s, len(request))
             begin: Any = channel.unary_stream(method)
@@ -80,9 +82,12 @@ class Forwarder(grpc.GenericRpcHandler):
                 return await _relay(call, context)
             except NotLeader:  # it was not carried out
                 self._link.doubt()
+                if asyncio.get_running_loop().time() + AGAIN_S > end_s:
+                    raise NoLeader(RETRY_S) from None
+                await asyncio.sleep(AGAIN_S)
 
     async def _forward_stream(self, method: str, context: Context) -> None:
-        channel = await self._serving(self._end_s(), 0)
+        channel = await self._serving(self._end_s(context), 0)
         call: Any = channel.stream_stream(method)(metadata=_metadata(context), timeout=context.time_remaining())
         sending = asyncio.create_task(_pass_on(context, call))
         try:
@@ -94,8 +99,11 @@ class Forwarder(grpc.GenericRpcHandler):
             sending.cancel()
             await asyncio.wait([sending])
 
-    def _end_s(self) -> float:
-        return asyncio.get_running_loop().time() + self._settings.hold_max_s
+    def _end_s(self, context: Context) -> float:
+        """Of the loop's clock: until when the call may be held. Before its own deadline, so that its client learns why."""
+        left_s = context.time_remaining()
+        hold_s = self._settings.hold_max_s if left_s is None else min(self._settings.hold_max_s, left_s - ANSWER_S)
+        return asyncio.get_running_loop().time() + hold_s
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
@@ -115,6 +123,8 @@ class Forwarder(grpc.GenericRpcHandler):
             while True:
                 if channel := self._link.serving():
                     return channel
+                if self._link.only_at_home:
+                    raise NoLeader(AGAIN_S)
                 rest_s = end_s - asyncio.get_running_loop().time()
                 try:
                     async with asyncio.timeout(max(0.0, rest_s)):

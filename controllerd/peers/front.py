@@ -71,9 +71,11 @@ class Front:
         """Inside, these answer: `public` at both addresses, `inner` at the one for agents and controllers."""
         async with self._inner.establish({**inner, **public}), self._public.establish(public):
             await self._tell(True)
+            self._link.at_home(True)
             try:
                 yield
             finally:
+                self._link.at_home(False)
                 await self._tell(False)
 
     async def _tell(self, leads: bool) -> None:

@@ -23,6 +23,7 @@ PROBE_S = 2.0
 PAUSE_FIRST_S = 0.05
 PAUSE_MAX_S = 0.5
 LOOK_S = 1.0  # the state is looked at so often even if nothing is heard
+HOME_S = 60.0  # the same, while this controller leads: it is asked nothing
 LEFT_S = 1.0  # what calls with a leader have left when another one is there
 
 
@@ -32,6 +33,8 @@ class Link:
         self._address = ""
         self._channel: grpc.aio.Channel | None = None
         self._serving = False
+        self._home = False
+        self._looked = False  # for the leader, since there was news
         self._doubted = asyncio.Event()
         self._news = asyncio.Event()
 
@@ -43,6 +46,16 @@ class Link:
             self.doubt()
             return None
         return self._channel
+
+    def at_home(self, leads: bool) -> None:
+        """This controller itself leads now, or no longer."""
+        self._home = leads
+        self._doubted.set()
+
+    @property
+    def only_at_home(self) -> bool:
+        """This controller leads, and cannot be reached at its own address: who waits here shall call again."""
+        return self._home and self._looked and not self._serving
 
     def doubt(self) -> None:
         """A call came back with NOT_LEADER, or the connection is gone: look again."""
@@ -59,18 +72,24 @@ class Link:
             try:
                 pause_s = PAUSE_FIRST_S
                 while True:
-                    leader = self._leaders.leader
+                    leader, home = self._leaders.leader, self._home
                     self._doubted.clear()
                     self._serving = await self._look_unless_changed(leader, leaving)
-                    if self._serving:
+                    self._looked = home and self._home
+                    if self._serving or self._looked:
                         self._tell()
                     elif leader != self._leaders.leader:
                         pause_s = PAUSE_FIRST_S
                         continue
-                    await self._wait(pause_s if leader is not None and not self._serving else LOOK_S)
+                    await self._wait(self._rest_s(leader, pause_s))
                     pause_s = PAUSE_FIRST_S if self._serving else min(pause_s * 2, PAUSE_MAX_S)
             finally:
                 await self._close(None)
+
+    def _rest_s(self, leader: Member | None, pause_s: float) -> float:
+        if self._home:
+            return HOME_S
+        return LOOK_S if self._serving or leader is None else pause_s
 
     def _tell(self) -> None:
         self._news.set()

@@ -52,7 +52,7 @@ class Redirect(grpc.GenericRpcHandler):
         spread_s = self._held * SPREAD_S
         try:
             async with asyncio.timeout(HOLD_S):
-                while self._link.serving() is None:
+                while self._link.serving() is None and not self._link.only_at_home:
                     await self._link.changed()
         except TimeoutError:
             raise NoLeader(1.0) from None

@@ -2,12 +2,12 @@
 
 Endpoints are tried in turn; a standby names the leader and is believed at once. Who retries what:
 - a connection that could not be made has carried nothing, so any call goes to the next endpoint;
-- NOT_LEADER means the call was not carried out, so any call follows the leader;
+- NOT_LEADER and NO_LEADER mean that the call was not carried out, so any call follows the leader, or waits for one;
 - a connection that breaks under a call, or UNAVAILABLE: only calls marked `Retry.SAFE` are sent again (reads, absolute updates,
   deletes, creates with an idempotency key), the same bytes under the same request id;
 - UNAUTHENTICATED: one new token by password, then the call again;
 - anything else is the answer.
-Every retry is bounded by `Patience`.
+Every retry is bounded by `Patience`, and comes no sooner than the cloud advises (google.rpc.RetryInfo).
 """
 
 from __future__ import annotations
@@ -82,12 +82,19 @@ class _Attempts:
 
     async def pause(self, error: errors.CloudError, limit_s: float) -> None:
         """Waits, longer each time. Raises `error` when the time is up."""
-        if self.spent_s + self.pause_s > limit_s:
+        pause_s = max(self.pause_s, error.retry_s)
+        if self.spent_s + pause_s > limit_s:
             error.resent = self.may_have_arrived
             raise error
-        self.spent_s += self.pause_s
-        await asyncio.sleep(self.pause_s * random.uniform(0.5, 1.0))
+        self.spent_s += pause_s
+        # Not before the advised time, and not all at it.
+        await asyncio.sleep(max(error.retry_s, pause_s * random.uniform(0.5, 1.0)) + error.retry_s * random.uniform(0.0, 0.2))
         self.pause_s = min(self.pause_s * 2, self.pause_max_s)
+
+    def lasted(self, try_s: float, patience: Patience) -> None:
+        """A try that was let in and stayed for long, as a watch does that had nothing to tell, starts the patience afresh."""
+        if try_s > patience.total_s:
+            self.spent_s, self.pause_s, self.redirects = 0.0, patience.pause_min_s, 0
 
 
 class Login(Protocol):
@@ -187,11 +194,12 @@ class Connection:
                 self._next(address)
                 await attempts.pause(error, self._limit_s())
                 continue
-            self._answered = True
+            self._answered, began_s = True, time.monotonic()
             try:
                 return await send(channel, _metadata(request_id, token))
             except grpc.RpcError as error:
                 fault = errors.from_rpc(error, request_id)
+            attempts.lasted(time.monotonic() - began_s, self._patience)
             if with_token and _wants_new_token(fault, attempts) and self._login.forget(token):
                 attempts.renewed_token = True
                 continue

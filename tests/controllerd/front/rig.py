@@ -120,8 +120,8 @@ class Rack:
         await node.front.stop(0)
         await ended(node.running)
 
-    async def elect(self, name: str) -> Node:
-        """A term of this controller: its rooms, its services, and then the news."""
+    async def elect(self, name: str, address: str = "") -> Node:
+        """A term of this controller: its rooms, its services, and then the news; `address`: said to be its own for agents."""
         node, state = self.nodes[name], self.path / "state.db"
         config = replace(self.config, advertise_agents=node.member.agents)
         controller = Controller(config, state, LocalLog(), self.blobs, self.runtime, Alone(config, self.runtime))
@@ -144,7 +144,7 @@ class Rack:
         }  # fmt: skip
         node.term.callback(peers.close)
         await node.term.enter_async_context(node.front.lead(public_services(controller), inner))
-        self.election.tell(node.member)
+        self.election.tell(replace(node.member, agents=address or node.member.agents))
         return node
 
     async def join(self, name: str, *roles: str) -> Path:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import os
+import sys
+from asyncio.subprocess import PIPE
 from pathlib import Path
 
 import grpc
@@ -118,6 +121,22 @@ async def test_a_stranger_does_not_get_through_the_handshake(pair: Rack, tmp_pat
     (stranger / "ca.pem").write_bytes(pair.ca.read_bytes())
     with pytest.raises(Unavailable):
         await greet(pair, "c1", stranger, "s1")
+
+
+async def test_refusals_in_the_handshake_are_counted(tmp_path: Path) -> None:
+    """In a process of its own: it is done to a whole process."""
+    ours, strange = Pki(tmp_path / "ours").node("c1", "controller"), Pki(tmp_path / "o", "other").node("s1", "storage")
+    (strange / "ca.pem").write_bytes((ours / "ca.pem").read_bytes())
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "tests.controllerd.front.handshakes", str(ours), str(strange), stdout=PIPE, stderr=PIPE,
+        env=os.environ | {"GRPC_VERBOSITY": "INFO"},
+    )  # fmt: skip
+    said, told = await process.communicate()
+    assert said.decode().splitlines() == [
+        "error UNAVAILABLE", "error UNAVAILABLE", "let in", "certificate True", "no_certificate True",
+    ]  # fmt: skip
+    lines = [line for line in told.decode().splitlines() if "is not suitable for production" not in line]
+    assert lines == ["refused in the TLS handshake", "still on standard error", "and after it"]
 
 
 # ---- snapshots

@@ -91,6 +91,19 @@ async def test_the_client_follows_the_advice(tmp_path: Path, runtime: Runtime) -
                 await rebooting
 
 
+async def test_a_controller_that_cannot_reach_itself(tmp_path: Path, runtime: Runtime) -> None:
+    """What it held before it led is sent back to come again, at once."""
+    async with rack(tmp_path, runtime, "c1") as made:
+        async with made.channel(made.nodes["c1"].api) as channel, made.client(made.nodes["c1"]) as cloud:
+            raw = asyncio.create_task(refusal(channel, nothing()))
+            patient = asyncio.create_task(_names(cloud))
+            await asyncio.sleep(0.3)
+            assert not raw.done() and not patient.done()
+            await made.elect("c1", "0.0.0.0:1")
+            assert (await raw)[1].retry_s == 0.05
+            assert await patient == []
+
+
 async def test_the_client_gives_up_in_the_end(tmp_path: Path, runtime: Runtime) -> None:
     async with rack(tmp_path, runtime, "c1", forward=ForwardSettings(hold_max_s=0.1)) as made:
         async with made.client(made.nodes["c1"], patience=Patience(first_s=1.0, total_s=1.0)) as cloud:
@@ -135,3 +148,11 @@ async def test_what_comes_back_is_what_the_leader_said(pair: Rack) -> None:
             answers.append((error.code(), error.details(), sorted(error.trailing_metadata() or ())))
     assert answers[0] == answers[1]
     assert ("x-request-id", "mine") in answers[0][2]
+
+
+async def test_not_held_beyond_the_deadline_of_the_call(tmp_path: Path, runtime: Runtime) -> None:
+    async with rack(tmp_path, runtime, "c1") as made:
+        async with made.channel(made.nodes["c1"].api) as channel:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await channel.unary_unary(LIST)(nothing(), timeout=1.5)
+    assert rpc.from_rpc_error(caught.value).reason == "NO_LEADER"
