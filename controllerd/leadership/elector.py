@@ -70,6 +70,7 @@ class Elector:
         self._vacant_since_s: float | None = None
         self._jitter_s = 0.0
         self._restrained_until_s = 0.0
+        self._abandoned: set[int] = set()  # leases of ours that nobody uses, but the store may still keep
 
     # ---- what the others ask
 
@@ -148,6 +149,8 @@ class Elector:
         try:
             await self._follower.open()
             scene = await self._follower.look()
+            for lease_id in sorted(self._abandoned):
+                await self._let_go(lease_id)
             match next_step(await self._view(scene)):
                 case Follow():
                     await self._follower.follow()
@@ -158,7 +161,7 @@ class Elector:
                     if term is not None:
                         await self._serve(term, lead)
         except Unavailable as error:
-            log.info("the consensus store does not answer", extra={"why": error.message})
+            log.info("nothing to be done now, trying again", extra={"why": error.message})
             await asyncio.sleep(self._runtime.jitter_s(RETRY_S))
 
     async def _view(self, scene: Scene) -> View:
@@ -226,8 +229,10 @@ class Elector:
     async def _let_go(self, lease_id: int) -> None:
         try:
             await self._kv.revoke(lease_id)
+            self._abandoned.discard(lease_id)
         except Unavailable as error:
-            log.info("lease not given back, it ends by itself", extra={"why": error.message})
+            log.info("lease not given back yet", extra={"why": error.message})
+            self._abandoned.add(lease_id)
 
     # ---- leading
 
@@ -259,7 +264,7 @@ class Elector:
             await asyncio.sleep(min(rest_s, pause_s))
             sent_s = self._now_s()
             try:
-                async with asyncio.timeout(self._settings.renew_interval_s):
+                async with asyncio.timeout(min(term.lease.rest_s(sent_s), self._settings.renew_interval_s)):
                     term.lease.renewed(sent_s, await self._kv.keep_alive(term.lease_id))
                 pause_s = self._settings.renew_interval_s
             except (TimeoutError, Unavailable):

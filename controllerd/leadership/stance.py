@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 SUCCESSOR_PATIENCE_S = 1.0  # the named successor has so long before the others try
 CAMPAIGN_JITTER_S = 0.3  # all see at the same moment that nobody leads
+WAIT_MIN_S = 0.005  # less is not worth a look
 LEADERLESS_POLL_S = 1.0  # of a copy that cannot lead, and waits for one that can
 
 
@@ -49,4 +50,4 @@ def next_step(view: View) -> Follow | Campaign | Wait:
         return Campaign()
     patience_s = SUCCESSOR_PATIENCE_S if view.successor else 0.0
     left_s = max(patience_s + view.jitter_s - view.vacant_s, view.restraint_s)
-    return Wait(left_s) if left_s > 0 else Campaign()
+    return Wait(left_s) if left_s > WAIT_MIN_S else Campaign()

@@ -173,6 +173,7 @@ class Controller:
         self.wall_offset_s = 0.0
         self.wind_down_s = 0.0
         self.writing = True
+        self.on_end: Callable[[], Coroutine[Any, Any, None]] = _nothing
         self.kv: MemoryKv
         self.follower: Follower
         self.elector: Elector
@@ -247,6 +248,8 @@ class Controller:
         finally:
             self.term = None
             self.copy.opened = False
+            on_end, self.on_end = self.on_end, _nothing
+            await on_end()
 
     async def _write_on(self, term: Term) -> None:
         log = ReplicatedLog(term.kv, term.leader_revision, term.lease, self.house.settings, self.runtime)
@@ -270,6 +273,10 @@ class Controller:
         newest = next(reversed(self.house.acknowledged))
         assert self.copy.position.seq >= newest, "a read that misses what was acknowledged"
         self.reads += 1
+
+
+async def _nothing() -> None:
+    return None
 
 
 def errors_of(error: BaseException) -> list[BaseException]:

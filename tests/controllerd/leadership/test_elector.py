@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+
+import pytest
 
 from controllerd.leadership import key
+from controllerd.leadership.elector import StuckTerm
 from controllerd.leadership.entry import Diverged
+from controllerd.leadership.kv import Delete
+from daemonkit.errors import Conflict, Fenced, NotFound, NotLeader, Unavailable
 from tests.controllerd.leadership.house import House, Position, loop, run, told, until
 
 
@@ -161,18 +166,13 @@ def test_away_for_long_catches_up_by_snapshot() -> None:
             await asyncio.sleep(5)
             away.kv.link.cut()
             await asyncio.sleep(20)
-            await leader.kv.txn([], [trimmed(leader.copy.position.seq - 5)])
+            await leader.kv.txn([], [Delete(key.slot(0), key.slot(leader.copy.position.seq - 5))])
             await leader.kv.compact(h.store.revision - 3)
             assert away.copy.snapshots == 0
             away.kv.link.mend()
             await asyncio.sleep(5)
             assert away.copy.snapshots == 1
             assert abs(away.copy.position.seq - leader.copy.position.seq) < 3
-
-    def trimmed(up_to: int) -> key_delete:
-        return key_delete(key.slot(0), key.slot(up_to))
-
-    from controllerd.leadership.kv import Delete as key_delete
 
     run(story())
 
@@ -258,6 +258,121 @@ def test_a_stopped_leader_wakes_up_as_a_follower() -> None:
             await asyncio.sleep(5)
             assert leader.term is None and len(h.leading) == 1
             assert abs(leader.copy.position.seq - h.leading[0].copy.position.seq) < 3
+
+    run(story())
+
+
+def test_a_lease_that_could_not_be_given_back_is_given_back_later() -> None:
+    async def story() -> None:
+        async with house() as h:
+            leader = await h.leader()
+            await asyncio.sleep(5)
+            leader.kv.link.lose_request = lambda: leader.term is None  # from the moment when its term is over
+            await leader.elector.resign()
+            await until(lambda: leader.term is None)
+            await asyncio.sleep(0.5)
+            assert h.leading == []
+            leader.kv.link.lose_request = lambda: False
+            assert await until(lambda: bool(h.leading)) < 1.5
+
+    run(story())
+
+
+def test_work_that_does_not_end_ends_the_process() -> None:
+    async def story() -> None:
+        async with house() as h:
+            leader = await h.leader()
+            await asyncio.sleep(5)
+            stubborn = leader.term
+
+            async def never(*_: object) -> None:
+                while leader.task is not None:
+                    with suppress(asyncio.CancelledError):
+                        await asyncio.sleep(1)
+
+            leader.on_end = never
+            leader.kv.link.cut()
+            assert leader.task is not None
+            await asyncio.wait([leader.task], timeout=30)
+            assert told(leader.task) == [StuckTerm] and stubborn is not None
+            assert h.leading and h.leading[0] is not leader
+            leader.task = None
+            await asyncio.sleep(2)
+
+    run(story())
+
+
+def test_an_error_in_earnest_ends_the_process_and_gives_the_lease_back() -> None:
+    async def story() -> None:
+        async with house() as h:
+            leader = await h.leader()
+            await asyncio.sleep(5)
+
+            async def fail() -> None:
+                raise ExceptionGroup("two", [Fenced("old"), ZeroDivisionError()])
+
+            leader.on_end = fail
+            await leader.elector.resign()
+            assert leader.task is not None
+            await asyncio.wait([leader.task], timeout=30)
+            assert told(leader.task) == [ZeroDivisionError]
+            leader.task = None
+            assert await until(lambda: bool(h.leading)) < 0.5
+
+    run(story())
+
+
+def test_a_lost_lease_in_a_group_of_errors_is_no_error() -> None:
+    async def story() -> None:
+        async with house() as h:
+            leader = await h.leader()
+            await asyncio.sleep(5)
+
+            async def fail() -> None:
+                raise ExceptionGroup("two", [Fenced("old"), ExceptionGroup("inner", [Unavailable("log")])])
+
+            leader.on_end = fail
+            await leader.elector.resign()
+            await asyncio.sleep(5)
+            assert leader.task is not None and not leader.task.done() and leader.copy.opened
+
+    run(story())
+
+
+def test_what_resign_refuses() -> None:
+    async def story() -> None:
+        async with house() as h:
+            leader = await h.leader()
+            await asyncio.sleep(5)
+            other = next(c for c in h.controllers.values() if c is not leader)
+            with pytest.raises(NotLeader) as refused:
+                await other.elector.resign()
+            assert refused.value.leader == f"{leader.name}:7701"
+            with pytest.raises(Conflict):
+                await leader.elector.resign(leader.name)
+            with pytest.raises(NotFound):
+                await leader.elector.resign("nobody")
+            leader.kv.link.lose_request = lambda: True
+            with pytest.raises(Unavailable):
+                await leader.elector.resign(other.name)
+            leader.kv.link.lose_request = lambda: False
+            await asyncio.sleep(10)
+            assert h.leading == [leader]
+
+    run(story())
+
+
+def test_a_clock_that_is_off_is_told_and_changes_nothing() -> None:
+    async def story() -> None:
+        async with house() as h:
+            leader = await h.leader()
+            other = next(c for c in h.controllers.values() if c is not leader)
+            other.wall_offset_s = -3600.0
+            await asyncio.sleep(60)
+            assert h.leading == [leader]
+            offsets = leader.elector.clock_offsets_s()
+            assert round(offsets[other.name]) == -3600
+            assert all(abs(offset) < 1 for name, offset in offsets.items() if name != other.name)
 
     run(story())
 
