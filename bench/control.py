@@ -29,7 +29,7 @@ from controllerd.config import ControllerConfig
 from seeded import Seeded, seed
 from skyrack.client.cloud import Cloud
 from skyrack.client.server import ServerNetwork
-from stage import median, percentile, show
+from stage import median, percentile
 
 BIN = Path(sys.executable).parent
 HERE = Path(__file__).parent

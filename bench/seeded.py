@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from controllerd.agents.authority import Authority
-from controllerd.app.network import Networks
 from controllerd.app.cloud import Cloud, Once
+from controllerd.app.network import Networks
 from controllerd.app.security_group import ensure_default
 from controllerd.app.subnet import Subnets
 from controllerd.bootstrap import bootstrap

@@ -94,11 +94,12 @@ class Sessions:
     def notice(self, touched: set[str]) -> None:
         """Subscriber of the store: wakes the sessions of touched nodes, and those that carry a touched network."""
         for key in touched:
+            what, _, name = key.rpartition(":")
             if key.startswith(CARRIED):
-                self._compilation.forget(key.removeprefix(CARRIED))
-                self._gather(self._carrying.get(key.removeprefix(CARRIED), ()))
-            for kind in KINDS.values():
-                if session := self._sessions.get((key, kind)):
+                self._compilation.forget(name)
+                self._gather(self._carrying.get(name, ()))
+            for kind in (what,) if what else KINDS.values():
+                if session := self._sessions.get((name, kind)):
                     session.touched = True
                     session.dirty.set()
 
