@@ -58,10 +58,10 @@ class Recovery:
         """Until cancelled."""
         waits_until_s = self._runtime.clock.boottime_s() + WAIT_S
         while True:
-            holds = await self._db.read(recovery.holds)
-            if holds:
+            holds, unreleased = await self._db.read(lambda tx: (recovery.holds(tx), recovery.unreleased(tx)))
+            if holds or unreleased:
                 await self._pass(holds, self._runtime.clock.boottime_s() < waits_until_s)
-            await asyncio.sleep(PASS_INTERVAL_S if holds else IDLE_S)
+            await asyncio.sleep(PASS_INTERVAL_S if holds or unreleased else IDLE_S)
 
     async def _pass(self, holds: Sequence[Hold], patient: bool) -> None:
         for held in holds:

@@ -60,9 +60,14 @@ def held(tx: Tx, node_id: str, kind: str) -> bool:
     return bool(tx.value("SELECT 1 FROM hold WHERE node_id = ? AND kind = ?", node_id, kind))
 
 
+def unreleased(tx: Tx) -> bool:
+    """Since a restore no node was told anything yet."""
+    return bool(tx.value("SELECT 1 FROM restore WHERE released_at = 0"))
+
+
 def refuse_while_held(tx: Tx) -> None:
     """Work for nodes can't begin while none of them is told anything. Errors: Unavailable."""
-    if tx.value("SELECT 1 FROM restore WHERE released_at = 0"):
+    if unreleased(tx):
         raise Unavailable("nodes are held since the restore from a backup: `skyrack cluster verify` tells why")
 
 

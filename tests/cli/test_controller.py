@@ -142,3 +142,26 @@ def test_a_killed_controller_is_an_error_line_and_then_goes_on(skyrack: Machine)
     skyrack.ok("volume delete --wait data")
     assert skyrack.ok("volume list -f value") == ""
     assert "volume_create" in skyrack.ok("task list") and "volume.create" in skyrack.ok("event list")
+
+
+def test_a_cloud_comes_back_from_its_backup(skyrack: Machine) -> None:
+    """What was made after the backup is gone, what was there is there; the token given out before is good."""
+    skyrack.ok("network create before")
+    file, epoch = skyrack.directory / "cloud.backup", int(skyrack.ok("cluster show -f value -c epoch"))
+    assert f"{file}: " in skyrack.ok(f"cluster backup {file}")
+    skyrack.ok("network create after")
+    restore = [*skyrack._controllerd("restore"), str(file)]
+    running = subprocess.run(restore, capture_output=True, text=True, timeout=START_MAX_S)
+    assert running.returncode == 1 and "in use by another process" in running.stderr
+    skyrack.kill()
+    there = subprocess.run(restore, capture_output=True, text=True, timeout=START_MAX_S)
+    assert there.returncode == 1 and "--replace" in there.stderr
+    subprocess.run([*restore, "--replace"], check=True, timeout=START_MAX_S)
+    skyrack.start()
+    names = skyrack.ok("network list -f value -c name").split()
+    assert "before" in names and "after" not in names
+    assert int(skyrack.ok("cluster show -f value -c epoch")) > epoch << 16
+    skyrack.ok("volume create works --size 1")
+    result = skyrack("cluster", "transfer")
+    assert result.exit_code == 1 and "one controller" in result.stderr
+    assert skyrack("cluster", "verify").exit_code in (0, 1)
