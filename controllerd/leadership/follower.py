@@ -77,10 +77,15 @@ class Follower:
             self._open, self._examined = True, False
 
     async def close(self) -> None:
-        """Gives the file of the state to whoever leads now."""
+        """Gives the file of the state to whoever leads now. A cancellation waits for it: nobody else may have it before."""
         if self._open:
             self._open = False
-            await self._copy.close()
+            closing = asyncio.ensure_future(self._copy.close())
+            try:
+                await asyncio.shield(closing)
+            except asyncio.CancelledError:
+                await asyncio.wait([closing])
+                raise
 
     async def look(self) -> Scene:
         """Errors: Unavailable."""

@@ -20,7 +20,7 @@ from controllerd.leadership.memory import MemoryStore
 from daemonkit.errors import SkyrackError
 from tests.controllerd.leadership.house import Controller, House, run, until
 
-LIFE_S = 30.0
+LIFE_S = 20.0
 CALM_S = 20.0
 SEEDS = 200
 
@@ -37,7 +37,7 @@ class Chaos:
         async with asyncio.TaskGroup() as group:
             end_s = asyncio.get_running_loop().time() + LIFE_S
             while asyncio.get_running_loop().time() < end_s:
-                await asyncio.sleep(self.rng.uniform(0, 3))
+                await asyncio.sleep(self.rng.uniform(0, 2))
                 victim = self.rng.choice(list(self.house.controllers.values()))
                 if self.house.leading and self.rng.random() < 0.5:
                     victim = self.house.leading[0]
