@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from controllerd.api.rpc.switch import Services, Switch
+from controllerd.api.rpc.switch import Handler, Services, Switch
 from controllerd.leadership.leaders import Leaders
 from controllerd.peers.forward import Forwarder, ForwardSettings
 from controllerd.peers.link import LEADER, Link
@@ -43,10 +43,13 @@ class Front:
         self._names = {"api": list(public), "agents": [*INNER, *public]}
         self._link = Link(leaders, tls)
         self._public = Switch(public, Forwarder(self._link, settings.forward))
-        self._inner = Switch(self._names["agents"], Redirect(leaders, self._link, runtime), admit)
+        self._inner = Switch(self._names["agents"], Redirect(leaders, self._link, self._in_term, runtime), admit)
         self._leads = False
         self._api, self._agents = rpc.Server(runtime.new_id), rpc.Server(runtime.new_id)
         self.api_port = self.agents_port = 0
+
+    def _in_term(self, method: str) -> Handler | None:
+        return self._inner.in_term(method)
 
     async def start(self) -> None:
         """A controller that need not wait to lead may `lead` first.

@@ -42,11 +42,16 @@ class Switch(grpc.GenericRpcHandler):
         method = handler_call_details.method
         if service_of(method) not in self._names:
             return None
+        if self._term is not None:
+            return self.in_term(method)
+        handler = self._fallback.service(handler_call_details)
+        return None if handler is None else _wrapped(handler, _Entry(None, method, self._admit))
+
+    def in_term(self, method: str) -> Handler | None:
+        """What answers while a term leads; None without one, or when it knows no such method."""
         term = self._term
-        handler = term.handlers.get(method) if term else self._fallback.service(handler_call_details)
-        if handler is None:
-            return None
-        return _wrapped(handler, _Entry(term, method, self._admit))
+        handler = term.handlers.get(method) if term else None
+        return None if handler is None else _wrapped(handler, _Entry(term, method, self._admit))
 
     @asynccontextmanager
     async def establish(self, services: Services) -> AsyncIterator[None]:
@@ -140,6 +145,10 @@ class _Entry:
     def __init__(self, term: _Term | None, method: str, admit: Admit) -> None:
         self._term, self._method, self._admit = term, method, admit
 
+    @property
+    def can_be_ended(self) -> bool:
+        return self._term is not None
+
     @contextmanager
     def passed(self, context: Context, streams: bool) -> Iterator[None]:
         self._admit(self._method, context)
@@ -159,8 +168,9 @@ def _wrapped(handler: Handler, entry: _Entry) -> Handler:
 
     async def many(request: Any, context: Context) -> None:
         with entry.passed(context, streams=True):
-            # By itself, not with the first message: a call ended in the middle of that could not be given a status any more.
-            await context.send_initial_metadata(())
+            if entry.can_be_ended:
+                # Not with the first message: a call that is ended in the middle of that could not be given a status any more.
+                await context.send_initial_metadata(())
             if inspect.iscoroutinefunction(act):  # writes its answers to the context by itself
                 await act(request, context)
                 return

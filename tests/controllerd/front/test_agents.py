@@ -69,6 +69,16 @@ async def test_an_agent_is_held_until_somebody_leads(pair: Rack) -> None:
     assert told.value.leader == pair.nodes["c2"].member.agents
 
 
+async def test_an_agent_stays_where_it_was_held_if_that_one_leads(pair: Rack) -> None:
+    directory = await pair.join("s1", "storage")
+    await pair.resign("c1")
+    held = asyncio.create_task(greet(pair, "c2", directory, "s1"))
+    await asyncio.sleep(0.3)
+    assert not held.done()
+    await pair.elect("c2")
+    await held
+
+
 async def test_a_replaced_certificate(pair: Rack) -> None:
     await pair.join("s1", "storage")
     other = pair.pki.node("s1", "storage")  # another serial than the one that joined
