@@ -28,7 +28,6 @@ T = TypeVar("T")
 ANEW = Once("", "", "")
 CONTENT = b"not a disk that boots" * 100
 PATIENCE_S = 300.0
-HARM = ("stop", "destroy", "cut_power", "power_button", "undefine", "remove", "detach")
 
 
 class House:
@@ -63,7 +62,7 @@ class House:
         self.rack.network.close("c1:7701")
         if self.work is not None:
             self.work.cancel()
-            await asyncio.wait([self.work])
+            await asyncio.gather(self.work, return_exceptions=True)
         await self.controller.close()
 
     async def backup(self) -> Path:
