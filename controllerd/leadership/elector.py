@@ -16,6 +16,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from prometheus_client import Gauge
+
 from controllerd.leadership import key
 from controllerd.leadership.follower import Behind, Follower, Leader, Scene
 from controllerd.leadership.kv import Created, Delete, Kv, Put
@@ -23,13 +25,17 @@ from controllerd.leadership.lease import Lease, LeaseSettings
 from controllerd.leadership.member import Member
 from controllerd.leadership.roster import Roster
 from controllerd.leadership.stance import CAMPAIGN_JITTER_S, Campaign, Follow, View, Wait, next_step
+from daemonkit import metrics
 from daemonkit.errors import Conflict, Fenced, NotFound, NotLeader, SkyrackError, Unavailable
 from daemonkit.runtime import Runtime
 
 log = logging.getLogger(__name__)
 
+LEADING = Gauge("skyrack_cluster_leading", "1 while this controller leads", registry=metrics.REGISTRY)
+
 SUCCESSOR_TTL_S = 5
 RETRY_S = 0.5  # at most; after the consensus store did not answer
+REST_MIN_S = 0.005  # of a lease; less is not worth a renewal
 RESTRAINT_S = 2.0  # who gave up leading, or could not, leaves it to others for so long
 WIND_DOWN_MAX_S = 20.0  # for a term that ends in order
 STUCK_TTLS = 3  # for one whose lease has ended: above what an append takes to give up
@@ -39,7 +45,8 @@ STUCK_TTLS = 3  # for one whose lease has ended: above what an append takes to g
 class Term:
     """One stretch of leading, from a won election on. `leader_revision`: of the leader key's creation, raises the epoch.
 
-    `ending` is set when this controller shall hand over: take nothing new, finish what is in flight, return.
+    `ending` is set when this controller shall hand over: take nothing new, finish what is in flight, return. A cancellation
+    means that the lease is lost, or that the process ends.
     """
 
     kv: Kv
@@ -69,6 +76,7 @@ class Elector:
         self._term: Term | None = None
         self._vacant_since_s: float | None = None
         self._jitter_s = 0.0
+        self._told = ""
         self._restrained_until_s = 0.0
         self._abandoned: set[int] = set()  # leases of ours that nobody uses, but the store may still keep
 
@@ -153,6 +161,7 @@ class Elector:
                 await self._let_go(lease_id)
             match next_step(await self._view(scene)):
                 case Follow():
+                    self._told = ""
                     await self._follower.follow()
                 case Wait(for_s):
                     await asyncio.sleep(for_s)
@@ -161,7 +170,7 @@ class Elector:
                     if term is not None:
                         await self._serve(term, lead)
         except Unavailable as error:
-            log.info("nothing to be done now, trying again", extra={"why": error.message})
+            self._tell("trying again", error)
             await asyncio.sleep(self._runtime.jitter_s(RETRY_S))
 
     async def _view(self, scene: Scene) -> View:
@@ -182,9 +191,15 @@ class Elector:
         try:
             await self._follower.catch_up()
         except Behind as why:
-            log.info("cannot lead", extra={"why": why.message})
+            self._tell("this copy cannot lead", why)
             return False
         return True
+
+    def _tell(self, what: str, why: SkyrackError) -> None:
+        """Once, though it is met several times a second."""
+        if self._told != why.message:
+            self._told = why.message
+            log.info(what, extra={"why": why.message})
 
     def _restrain(self) -> None:
         self._restrained_until_s = self._now_s() + RESTRAINT_S
@@ -255,12 +270,13 @@ class Elector:
         await self._follower.catch_up()  # to the end: the leader before can't append any more
         await self._follower.close()
         log.info("leading", extra={"revision": term.leader_revision})
+        LEADING.set(1)
         await lead(term)
 
     async def _renew(self, term: Term) -> None:
         """Until the lease can't be proven any more."""
         pause_s = self._settings.renew_interval_s
-        while (rest_s := term.lease.rest_s(self._now_s())) > 0:
+        while (rest_s := term.lease.rest_s(self._now_s())) > REST_MIN_S:
             await asyncio.sleep(min(rest_s, pause_s))
             sent_s = self._now_s()
             try:
@@ -280,6 +296,7 @@ class Elector:
                 await asyncio.wait([work], timeout=STUCK_TTLS * self._settings.ttl_s)
         finally:
             renewal.cancel()
+            LEADING.set(0)
             self._term = None
             self._follower.leader.set(None)
             self._restrain()

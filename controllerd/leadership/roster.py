@@ -13,14 +13,22 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 
+from prometheus_client import Gauge
+
 from controllerd.leadership import key
 from controllerd.leadership.kv import Change, Compacted, Kv, Put
 from controllerd.leadership.member import Member
 from controllerd.leadership.news import News
+from daemonkit import metrics
 from daemonkit.errors import Unavailable
 from daemonkit.runtime import Runtime
 
 log = logging.getLogger(__name__)
+
+CLOCK_OFFSET_S = Gauge(
+    "skyrack_cluster_clock_offset_seconds", "how far a controller's clock is ahead of this one's", ["controller"],
+    registry=metrics.REGISTRY,
+)  # fmt: skip
 
 MEMBER_TTL_S = 10
 REFRESH_INTERVAL_S = 2.0
@@ -101,6 +109,7 @@ class Roster:
                 offset_s = max(seen)  # the one that took the shortest way
                 before_s = self.clock_offsets_s.get(member.name, 0.0)
                 self.clock_offsets_s[member.name] = offset_s
+                CLOCK_OFFSET_S.labels(member.name).set(offset_s)
                 if abs(offset_s) > CLOCK_OFFSET_MAX_S >= abs(before_s):
                     log.warning("clocks differ", extra={"controller": member.name, "ahead_s": round(offset_s, 1)})
 
