@@ -11,16 +11,26 @@ from controllerd.store.database import Database, Tx
 PASS_INTERVAL_S = 300.0
 TASKS_KEPT_S = 7 * 24 * 3600.0
 EVENTS_KEPT = 200_000
-BATCH_MAX = 2000  # events a transaction: others must get their turn
+BATCH_MAX = 2000  # rows a transaction: others must get their turn, and a log entry has a limit
+
+
+# Each gives how many went; BATCH_MAX means there may be more.
+
+
+def expire_tokens(tx: Tx) -> int:
+    return identity.expire_tokens(tx, BATCH_MAX)
+
+
+def expire_keys(tx: Tx) -> int:
+    return idempotency.forget_old(tx, BATCH_MAX)
 
 
 def expire_events(tx: Tx) -> int:
-    """Gives how many went; BATCH_MAX means there may be more."""
     return event.forget_oldest(tx, EVENTS_KEPT, BATCH_MAX)
 
 
 def expire_tasks(tx: Tx) -> int:
-    return task.forget_ended(tx, tx.now - TASKS_KEPT_S)
+    return task.forget_ended(tx, tx.now - TASKS_KEPT_S, BATCH_MAX)
 
 
 def collect_images(tx: Tx) -> int:
@@ -28,8 +38,7 @@ def collect_images(tx: Tx) -> int:
 
 
 PASSES: tuple[Callable[[Tx], int], ...] = (
-    identity.expire_tokens, node.expire_join_tokens, idempotency.forget_old, expire_tasks, expire_events,
-    collect_images,
+    expire_tokens, node.expire_join_tokens, expire_keys, expire_tasks, expire_events, collect_images,
 )  # fmt: skip
 
 

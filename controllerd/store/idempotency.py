@@ -20,5 +20,6 @@ def remember(tx: Tx, project_id: str, user_id: str, key: str, method: str, finge
            project_id, user_id, key, method, fingerprint, resource_id, tx.now)  # fmt: skip
 
 
-def forget_old(tx: Tx) -> int:
-    return tx.run("DELETE FROM idempotency WHERE created_at < ?", tx.now - KEPT_S)
+def forget_old(tx: Tx, batch_max: int) -> int:
+    among = "SELECT project_id, user_id, key FROM idempotency WHERE created_at < ? LIMIT ?"
+    return tx.run(f"DELETE FROM idempotency WHERE (project_id, user_id, key) IN ({among})", tx.now - KEPT_S, batch_max)

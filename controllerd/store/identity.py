@@ -111,5 +111,6 @@ def end_tokens(tx: Tx, user_id: str) -> int:
     return tx.run("DELETE FROM token WHERE user_id = ?", user_id)
 
 
-def expire_tokens(tx: Tx) -> int:
-    return tx.run("DELETE FROM token WHERE expires_at < ?", tx.now)
+def expire_tokens(tx: Tx, batch_max: int) -> int:
+    among = "SELECT hash FROM token WHERE expires_at < ? LIMIT ?"
+    return tx.run(f"DELETE FROM token WHERE hash IN ({among})", tx.now, batch_max)

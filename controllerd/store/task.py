@@ -48,5 +48,6 @@ def newest(tx: Tx, before: tuple[float, str], limit: int, unfinished_only: bool,
     return TASKS.where(tx, f"(created_at, id) < (?, ?){conditions} {order}", *before, *equal.values(), limit)
 
 
-def forget_ended(tx: Tx, before: float) -> int:
-    return tx.run("DELETE FROM task WHERE state IN ('DONE', 'FAILED') AND ended_at < ?", before)
+def forget_ended(tx: Tx, before: float, batch_max: int) -> int:
+    among = "SELECT id FROM task WHERE state IN ('DONE', 'FAILED') AND ended_at < ? LIMIT ?"
+    return tx.run(f"DELETE FROM task WHERE id IN ({among})", before, batch_max)

@@ -171,5 +171,5 @@ async def test_keys_are_forgotten_after_a_day(cloud: Cloud, member: Caller, cloc
     with pytest.raises(NotFound):  # a retry tells what became of it
         await flavors.create(member, "a", 1, 512, 1, "", False, once)
     clock.forward(idempotency.KEPT_S + 1)
-    assert await cloud.database.write(idempotency.forget_old) == 1
+    assert await cloud.database.write(lambda tx: idempotency.forget_old(tx, 10)) == 1
     assert (await flavors.create(member, "a", 1, 512, 1, "", False, once)).id != first.id

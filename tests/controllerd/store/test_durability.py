@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import apsw
+import pytest
+
+from controllerd.store.migration import migrations
+from controllerd.store.replica import Replica
+from daemonkit.failpoint import EXIT_CODE
+from daemonkit.runtime import system_runtime
+from tests.controllerd.store.writer import FileLog
 
 ROOT = Path(__file__).parents[3]
 WRITER = [sys.executable, "-m", "tests.controllerd.store.writer"]
@@ -54,3 +62,41 @@ def test_a_full_disk_refuses_and_later_writes_go_on(tmp_path: Path) -> None:
     assert set(stored(tmp_path / "state.db")) == rows
     first_refused = next(n for n in range(2000) if f"row-{n}" not in rows)
     assert any(f"row-{n}" in rows for n in range(first_refused, 2000))
+
+
+BEGINNING = 1 + len(migrations())  # the barrier, and each migration: a commit each
+
+
+def acknowledged_before(failpoint: str, path: Path, log: Path) -> set[str]:
+    """Told by a process that ends at the failpoint."""
+    command = [*WRITER, str(path), "replicated", str(log)]
+    environment = {**os.environ, "SKYRACK_FAILPOINT": failpoint}
+    ended = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, timeout=LIMIT_S)
+    assert ended.returncode == EXIT_CODE
+    return set(ended.stdout.split())
+
+
+@pytest.mark.parametrize("passed", [1, BEGINNING, BEGINNING + 5])
+@pytest.mark.parametrize("point", ["prepared", "appended", "committed"])
+async def test_a_leader_that_dies_between_its_log_and_its_file(tmp_path: Path, point: str, passed: int) -> None:
+    """At each such moment, in the opening and later, and again in the next term: the file and a copy are played on from the
+    log and hold the same, with all that was acknowledged."""
+    log, acknowledged = tmp_path / "log", set[str]()
+    log.mkdir()
+    for _term in range(2):
+        acknowledged |= acknowledged_before(f"store.{point}:{passed}", tmp_path / "db", log)
+        entries = FileLog(log).entries()
+        assert [e.seq for e in entries] == list(range(1, len(entries) + 1))
+        digests = set()
+        for name in ("db", "copy"):
+            replica = Replica(tmp_path / name, system_runtime())
+            await replica.open()
+            assert replica.position.seq >= len(entries) - 1 or name == "copy"
+            await replica.apply(entries[replica.position.seq :])
+            assert replica.position.seq == len(entries)
+            digests.add(await replica.digest())
+            await replica.close()
+        assert len(digests) == 1
+    if acknowledged:
+        assert acknowledged <= set(stored(tmp_path / "copy"))
+    assert passed < BEGINNING + 2 or acknowledged

@@ -2,21 +2,50 @@
 
 python -m tests.controllerd.store.writer DATABASE kill       # until killed
 python -m tests.controllerd.store.writer DATABASE full       # into a full disk, then with room again
+python -m tests.controllerd.store.writer DATABASE replicated LOG    # until a failpoint ends it; LOG: a directory
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from itertools import count
 from pathlib import Path
 
-from controllerd.leadership.commit_log import LocalLog
+from controllerd.leadership.commit_log import CommitLog, LocalLog
+from controllerd.leadership.entry import Entry, decode, encode
 from controllerd.store.database import Database, Tx
 from daemonkit.errors import Unavailable
 from daemonkit.runtime import system_runtime
 
 LANES = 20
+ROUNDS_MAX = 40
+
+
+class FileLog:
+    """A replicated log in a directory: a file an entry, there or not there."""
+
+    replicated = True
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def next_epoch(self, last: int) -> int:
+        return max([last, *(entry.epoch for entry in self.entries())]) + 1
+
+    async def append(self, entry: Entry) -> None:
+        draft = self._directory / "draft"
+        draft.write_bytes(encode(entry))
+        os.link(draft, self._directory / f"{entry.seq:020d}")  # refuses a slot that is taken
+        draft.unlink()
+
+    def assert_leading(self) -> None:
+        return None
+
+    def entries(self) -> list[Entry]:
+        slots = sorted(path for path in self._directory.iterdir() if path.name.isdigit())
+        return [decode(int(path.name), path.read_bytes()) for path in slots]
 
 
 def insert(tx: Tx, name: str, filling: str) -> None:
@@ -32,6 +61,14 @@ async def lane(database: Database, number: int) -> None:
 
 async def until_killed(database: Database) -> None:
     await asyncio.gather(*(lane(database, number) for number in range(LANES)))
+
+
+async def a_while(database: Database) -> None:
+    """One lane: what was acknowledged is told before the next commit begins."""
+    for n in range(ROUNDS_MAX):
+        name = f"{database.epoch}-{n}"
+        await database.write(lambda tx, name=name: insert(tx, name, ""))  # type: ignore[misc]
+        print(name, flush=True)
 
 
 async def into_a_full_disk(database: Database, directory: Path) -> None:
@@ -50,15 +87,19 @@ async def into_a_full_disk(database: Database, directory: Path) -> None:
     print(f"refused {refused}", flush=True)
 
 
-async def main(path: Path, how: str) -> None:
-    database = Database(path, LocalLog(), system_runtime())
+async def main(path: Path, how: str, *log: str) -> None:
+    commit_log: CommitLog = FileLog(Path(log[0])) if log else LocalLog()
+    database = Database(path, commit_log, system_runtime())
     await database.open()
     commits = asyncio.create_task(database.run())
-    await (until_killed(database) if how == "kill" else into_a_full_disk(database, path.parent))
+    if how == "full":
+        await into_a_full_disk(database, path.parent)
+    else:
+        await {"kill": until_killed, "replicated": a_while}[how](database)
     commits.cancel()
     await asyncio.wait([commits])
     await database.close()
 
 
 if __name__ == "__main__":
-    asyncio.run(main(Path(sys.argv[1]), sys.argv[2]))
+    asyncio.run(main(Path(sys.argv[1]), *sys.argv[2:]))
