@@ -117,12 +117,12 @@ async def status(rack: Rack, as_json: bool) -> None:
 async def _states(rack: Rack) -> dict[str, str]:
     """Empty when the controller cannot be asked: status is for such times."""
     from skyrack.client import CloudError
-    from skyrack.sandbox.cloud import node_states
+    from skyrack.sandbox.cloud import controller_states, node_states
     from skyrack.sandbox.up import connect
 
     try:
         async with asyncio.timeout(3.0), connect(rack) as cloud:
-            return await node_states(cloud)
+            return await node_states(cloud) | await controller_states(cloud)
     except (SkyrackError, CloudError, OSError):
         return {}
 

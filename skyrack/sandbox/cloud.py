@@ -26,6 +26,11 @@ async def node_states(cloud: Cloud) -> dict[str, str]:
     return {node.name: str(node.state).upper() async for node in cloud.nodes.list()}
 
 
+async def controller_states(cloud: Cloud) -> dict[str, str]:
+    """Controller name to what it does, of those that are there."""
+    return {one.name: "LEADS" if one.leader else "FOLLOWS" for one in (await cloud.cluster.get()).controllers}
+
+
 async def until_up(cloud: Cloud, names: Iterable[str], limit_s: float, tell: Callable[[str], None]) -> None:
     """Tells of each node as it comes up. Errors: DeadlineExceeded naming those that did not."""
     missing, states = set(names), dict[str, str]()

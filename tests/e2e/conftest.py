@@ -27,6 +27,7 @@ from tests.e2e.site import Site
 from tests.e2e.tenant import Tenant
 
 STORY = (
+    "test_failover",  # on a rack of its own, which goes before the other comes up
     "test_rack_is_up", "test_reflection", "test_site", "test_usage_metrics", "test_without_controller", "test_nothing_left",
     "test_refusals", "test_faults", "test_secrets",
 )  # fmt: skip
@@ -53,7 +54,7 @@ def rack() -> Iterator[RunningRack]:
         running.up(controllers=1, networks=1, computes=2, storages=1)
         yield running
     except BaseException:
-        _print_logs(running)
+        print_logs(running)
         raise
     finally:
         running.down()
@@ -84,7 +85,7 @@ def site(rack: RunningRack, tenant: Tenant, before: Picture) -> Site:
     return sites.build(rack, tenant)
 
 
-def _print_logs(running: RunningRack) -> None:
+def print_logs(running: RunningRack) -> None:
     for path in sorted(running.directory.glob("hosts/*/var/log/skyrack/*.log")):
         tail = path.read_text(errors="replace").splitlines()[-15:]
         print(f"== {path.relative_to(running.directory)}", *tail, sep="\n", file=sys.stderr)
