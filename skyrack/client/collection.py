@@ -126,6 +126,18 @@ class Collection(ABC, Generic[R]):
                 return None
             raise
 
+    async def _toward(
+        self, method: str, request: Message, response: type[Message], ref: Ref, arrived: Callable[[R], bool]
+    ) -> R:
+        """A change to a state: when a try that broke has made it already, the resource as it is. Errors: Conflict."""
+        try:
+            return await self._one(method, request, response)
+        except errors.Conflict as error:
+            row = await self.get(ref) if error.resent else None
+            if row is not None and arrived(row):
+                return row
+            raise
+
     async def wait(self, ref: Ref, state: str, *, deadline_s: float = 300.0, progress: Progress | None = None) -> R:
         """Until it is in `state`. `progress(record)` is called at first and whenever it has changed.
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from google.protobuf.empty_pb2 import Empty
 
 from skyrack.client.collection import Collection, Ref, id_of, new_key
-from skyrack.client.connection import Retry
 from skyrack.client.subnet import HostRoute, to_routes
 from skyrack.v1 import router_pb2 as pb
 
@@ -88,9 +87,12 @@ class Routers(Collection[Router]):
         Errors: InvalidArgument (overlap, no gateway address), Conflict (joined already, address taken).
         """
         request = pb.AddRouterInterfaceRequest(router_id=id_of(ref), subnet_id=id_of(subnet))
-        return await self._one("AddRouterInterface", request, pb.Router, Retry.ONCE)
+        return await self._one("AddRouterInterface", request, pb.Router)
 
     async def remove_subnet(self, ref: Ref, subnet: Ref) -> Router:
         """Errors: Conflict while a floating IP goes through it."""
         request = pb.RemoveRouterInterfaceRequest(router_id=id_of(ref), subnet_id=id_of(subnet))
-        return await self._one("RemoveRouterInterface", request, pb.Router, Retry.ONCE)
+        return await self._toward(
+            "RemoveRouterInterface", request, pb.Router, ref,
+            lambda router: id_of(subnet) not in [interface.subnet_id for interface in router.interfaces],
+        )  # fmt: skip

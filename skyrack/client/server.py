@@ -135,11 +135,13 @@ class Servers(Collection[Server]):
 
     async def start(self, ref: Ref) -> Server:
         """Errors: Conflict unless STOPPED."""
-        return await self._one("StartServer", pb.StartServerRequest(server_id=id_of(ref)), pb.Server, Retry.ONCE)
+        request = pb.StartServerRequest(server_id=id_of(ref))
+        return await self._toward("StartServer", request, pb.Server, ref, lambda row: row.state in ("STARTING", "ACTIVE"))
 
     async def stop(self, ref: Ref) -> Server:
         """Power button, then power off. Errors: Conflict unless ACTIVE."""
-        return await self._one("StopServer", pb.StopServerRequest(server_id=id_of(ref)), pb.Server, Retry.ONCE)
+        request = pb.StopServerRequest(server_id=id_of(ref))
+        return await self._toward("StopServer", request, pb.Server, ref, lambda row: row.state in ("STOPPING", "STOPPED"))
 
     async def reboot(self, ref: Ref, *, hard: bool = False) -> Server:
         """Errors: Conflict unless ACTIVE."""

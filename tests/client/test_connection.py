@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 
 import pytest
 
@@ -80,6 +81,33 @@ async def test_break_under_a_reboot_is_not_repeated(cloud: Cloud, fake: FakeClou
     with pytest.raises(errors.Unreachable):
         await cloud.servers.reboot(server)
     assert fake.methods().count("RebootServer") == 1
+
+
+async def test_a_start_whose_answer_was_lost_is_done(cloud: Cloud, fake: FakeCloud, api: FakeApi) -> None:
+    flavor = await cloud.flavors.create("f", vcpus=1, memory_mib=64, disk_gib=1)
+    server = await cloud.servers.create("web", flavor=flavor, image="i")
+    fake.rows["Server"][server.id].state = 3
+    fake.after["StartServer"] = [api.break_off]
+    assert (await cloud.servers.start(server)).state == "ACTIVE"
+    assert fake.methods().count("StartServer") == 2
+    with pytest.raises(errors.Conflict):
+        await cloud.servers.start(server)
+
+
+async def test_no_sooner_than_advised(cloud: Cloud, fake: FakeCloud) -> None:
+    busy = sent.Unavailable("busy")
+    busy.retry_s = 0.7
+    fake.before["CreateNetwork"] = [busy]
+    began_s = time.monotonic()
+    assert (await cloud.networks.create("private")).name == "private"
+    assert time.monotonic() - began_s >= 0.7
+
+
+async def test_without_a_leader_any_call_is_sent_again(cloud: Cloud, fake: FakeCloud) -> None:
+    fake.before["RebootServer"] = [sent.NoLeader(0.1), sent.NoLeader(0.1)]
+    with pytest.raises(errors.NotFound):
+        await cloud.servers.reboot("nobody")
+    assert fake.methods().count("RebootServer") == 3
 
 
 async def test_delete_whose_answer_was_lost_is_done(cloud: Cloud, fake: FakeCloud, api: FakeApi) -> None:
