@@ -11,6 +11,7 @@ from controllerd.leadership.etcd.client import EtcdKv
 from controllerd.leadership.kv import Change, Compacted, Created, Delete, Put
 from daemonkit.errors import ConfigError, Unavailable
 from tests.etcd import EtcdCluster
+from tests.pki import Pki
 
 from .conftest import Connect
 
@@ -93,9 +94,16 @@ async def test_health_counts_the_members(etcd3: EtcdCluster, connect: Connect) -
 
 
 async def test_only_with_a_certificate(etcd3: EtcdCluster, tmp_path: Path) -> None:
-    stranger = EtcdKv(etcd3.endpoints, None)
-    with pytest.raises(Unavailable):
-        await stranger.range("/")
-    await stranger.close()
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    other = Pki(tmp_path / "pki", "another-authority").node("controller")
+    for name, file in (("client.pem", "node.pem"), ("client.key", "node.key")):
+        (theirs / name).write_bytes((other / file).read_bytes())
+    assert etcd3.tls_dir is not None
+    (theirs / "ca.pem").write_bytes((etcd3.tls_dir / "ca.pem").read_bytes())
+    for stranger in (EtcdKv(etcd3.endpoints, None), EtcdKv(etcd3.endpoints, theirs)):
+        with pytest.raises(Unavailable):
+            await stranger.range("/")
+        await stranger.close()
     with pytest.raises(ConfigError, match=r"ca\.pem"):
         await EtcdKv(etcd3.endpoints, tmp_path).range("/")

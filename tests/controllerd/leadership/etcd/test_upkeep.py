@@ -110,6 +110,8 @@ async def test_a_full_store_is_made_to_write_again(
     assert any("much of its quota" in line for line in caplog.messages)
     assert not (await kv.health()).full
     kept = await seqs(kv)
-    assert kept == list(range(kept[0], seq + 1))
+    last = kept[-1]
+    assert last in (seq, seq + 1), "the last one's outcome was unknown: etcd may do what it then says it has no space for"
+    assert kept == list(range(kept[0], last + 1))
     await kv.grant(5)
-    await (await elect(kv)).append(entry(seq + 1))
+    await (await elect(kv)).append(entry(last + 1))
