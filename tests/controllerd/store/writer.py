@@ -2,6 +2,7 @@
 
 python -m tests.controllerd.store.writer DATABASE kill       # until killed
 python -m tests.controllerd.store.writer DATABASE full       # into a full disk, then with room again
+python -m tests.controllerd.store.writer DATABASE snapshot   # for which there is no room
 python -m tests.controllerd.store.writer DATABASE replicated LOG    # until a failpoint ends it; LOG: a directory
 """
 
@@ -15,8 +16,9 @@ from pathlib import Path
 
 from controllerd.leadership.commit_log import CommitLog, LocalLog
 from controllerd.leadership.entry import Entry, decode, encode
+from controllerd.store import snapshot
 from controllerd.store.database import Database, Tx
-from daemonkit.errors import Unavailable
+from daemonkit.errors import OutOfSpace, Unavailable
 from daemonkit.runtime import system_runtime
 
 LANES = 20
@@ -87,6 +89,17 @@ async def into_a_full_disk(database: Database, directory: Path) -> None:
     print(f"refused {refused}", flush=True)
 
 
+async def without_room(database: Database, target: Path) -> None:
+    """What became of a snapshot, and of a write after it."""
+    await database.write(lambda tx: insert(tx, "large", "x" * (1 << 20)))
+    try:
+        await snapshot.take(database, target)
+    except OutOfSpace:
+        print("refused", flush=True)
+    await database.write(lambda tx: insert(tx, "after", ""))
+    print("after", flush=True)
+
+
 async def main(path: Path, how: str, *log: str) -> None:
     commit_log: CommitLog = FileLog(Path(log[0])) if log else LocalLog()
     database = Database(path, commit_log, system_runtime())
@@ -94,6 +107,8 @@ async def main(path: Path, how: str, *log: str) -> None:
     commits = asyncio.create_task(database.run())
     if how == "full":
         await into_a_full_disk(database, path.parent)
+    elif how == "snapshot":
+        await without_room(database, path.parent / "small" / "copy")
     else:
         await {"kill": until_killed, "replicated": a_while}[how](database)
     commits.cancel()
