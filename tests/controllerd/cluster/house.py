@@ -96,7 +96,7 @@ class House:
     async def prepare(self) -> None:
         cloud = self.controller
         image = await cloud.images.create(SYSTEM, "mini", "raw", True, 0, 0, {}, ANEW)
-        self.image = (await cloud.images.upload(SYSTEM, image.id, _content())).id
+        self.image = (await cloud.images.upload(SYSTEM, image.id, content_of(CONTENT))).id
         self.flavor = (await cloud.flavors.list(SYSTEM, "m1.tiny", Page(10))).items[0].id
         project = await cloud.identity.create_project(SYSTEM, "alpha", "", ANEW)
         user = await cloud.identity.create_user(SYSTEM, "ann", "correct horse battery", "", ANEW)
@@ -163,9 +163,10 @@ class House:
         return {e.name for store in self.rack.volumes.values() for tags in store.exports.values() for e in tags.values()}
 
 
-async def _content() -> AsyncIterator[bytes | str]:
-    yield CONTENT
-    yield hashlib.sha256(CONTENT).hexdigest()
+async def content_of(data: bytes) -> AsyncIterator[bytes | str]:
+    """As an upload brings it."""
+    yield data
+    yield hashlib.sha256(data).hexdigest()
 
 
 async def until(probe: Callable[[], Awaitable[Any]], what: str) -> Any:

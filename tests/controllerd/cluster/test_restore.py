@@ -9,9 +9,13 @@ from typing import Any
 
 import pytest
 
-from controllerd.domain.policy import SYSTEM
-from daemonkit.errors import Conflict, Unavailable
-from tests.controllerd.cluster.house import House, house, in_virtual_time, until
+from controllerd.app.cloud import Cloud
+from controllerd.app.cluster import Cluster
+from controllerd.domain.page import Page
+from controllerd.domain.policy import SYSTEM, Caller
+from controllerd.leadership.member import Member
+from daemonkit.errors import Conflict, Forbidden, Unavailable
+from tests.controllerd.cluster.house import ANEW, House, content_of, house, in_virtual_time, until
 
 STARTS = ("start", "define", "make_disks")
 
@@ -211,3 +215,117 @@ def test_a_node_that_comes_late_is_compared_by_itself(tmp_path: Path) -> None:
 async def _released_but(h: House, node: str) -> bool:
     rows = await h.rows("SELECT DISTINCT n.name FROM hold h JOIN node n ON n.id = h.node_id")
     return [row["name"] for row in rows] == [node]
+
+
+def test_nodes_that_forgot_what_they_were_told_keep_their_guests(tmp_path: Path) -> None:
+    """Blank ledgers, too: what they run is told as foreign, and is known all the same."""
+
+    async def tell(h: House) -> None:
+        data = await h.volume("data")
+        web, idle = await h.launch("web", data), await h.launch("idle")
+        await h.controller.servers.stop(h.ann, idle)
+        await h.reach(idle, "STOPPED")
+        file = await h.backup()
+        await h.kill()
+        for node in ("k1", "k2", "s1"):
+            daemon = h.rack.daemons_of(node)[-1]
+            await h.rack.kill(daemon)
+            for ledger in (tmp_path / daemon).glob("ledger.db*"):
+                ledger.unlink()
+            await h.rack.start(daemon)
+        before, calls = h.guests(), len(h.calls())
+        await h.restore(file)
+        await h.start()
+        await h.released()
+        await asyncio.sleep(60)
+        assert h.guests() == before and h.calls()[calls:] == []
+        assert [(await h.server(s)).state for s in (web, idle)] == ["ACTIVE", "STOPPED"]
+        assert not await _free(h, data) and await h.differences() == {}
+
+    story(tmp_path, tell)
+
+
+def test_routers_disks_and_images_of_nobody_are_held_too(tmp_path: Path) -> None:
+    async def tell(h: House) -> None:
+        data = await h.volume("data")
+        web = await h.launch("web")
+        file = await h.backup()
+        external = await h.controller.networks.create(SYSTEM, "internet", False, True, ANEW)
+        await h.controller.subnets.create(SYSTEM, external.network.id, "", "203.0.113.0/24", ANEW)
+        late = (await h.controller.routers.create(h.ann, "late", external.network.id, True, ANEW)).router.id
+        await h.controller.volumes.attach(h.ann, web, data, ANEW)
+        image = await h.controller.images.create(SYSTEM, "late", "raw", True, 0, 0, {}, ANEW)
+        await h.controller.images.upload(SYSTEM, image.id, content_of(b"another" * 100))
+        await until(lambda: _attached(h, data), "the disk")
+        await asyncio.sleep(5)
+        blobs, exports = len(h.rack.blobs.stores["s1:7730"].held), h.exports()
+        await bring_back(h, file)
+        await asyncio.sleep(1000)
+        found = await h.differences()
+        assert found["foreign_router"] == [late] and len(found["foreign_attachment"]) == 1 and "node_held" in found
+        assert h.exports() == exports and len(h.rack.blobs.stores["s1:7730"].held) == blobs
+        assert h.rack.machines[(await h.server(web)).node_name].domains[web].disks
+        await h.cluster.release(SYSTEM)
+        await h.released()
+        await asyncio.sleep(1000)
+        assert await h.differences() == {} and not h.exports()
+        assert len(h.rack.blobs.stores["s1:7730"].held) == blobs - 1
+
+    story(tmp_path, tell)
+
+
+async def _attached(h: House, volume_id: str) -> bool:
+    link = (await h.controller.volumes.get(h.ann, volume_id)).attachment
+    return link is not None and link.state == "ATTACHED"
+
+
+def test_a_node_that_joined_after_the_backup_is_held_when_it_joins_again(tmp_path: Path) -> None:
+    async def tell(h: House) -> None:
+        file = await h.backup()
+        h.rack.nodes["k3"] = ("compute", "edge")
+        await h.rack.join(h.controller, "k3")
+        for daemon in h.rack.daemons_of("k3"):
+            await h.rack.start(daemon)
+        for node in ("k1", "k2"):
+            await h.controller.nodes.set_enabled(SYSTEM, node, False)
+
+        async def there() -> bool:
+            return bool(await h.rows("SELECT 1 FROM agent a JOIN node n ON n.id = a.node_id WHERE n.name = 'k3' AND connected"))
+
+        await until(there, "the new node")
+        late = await h.launch("late")
+        assert (await h.server(late)).node_name == "k3"
+        taps = h.taps()
+        await bring_back(h, file)
+        await h.released()
+        await asyncio.sleep(30)
+        assert h.taps() == taps and late in h.guests()
+        for daemon in h.rack.daemons_of("k3"):
+            await h.rack.kill(daemon)
+        await h.rack.join(h.controller, "k3")
+        for daemon in h.rack.daemons_of("k3"):
+            await h.rack.start(daemon)
+        await asyncio.sleep(120)
+        found = await h.differences()
+        assert found["foreign_server"] == [late] and len(found["node_held"]) == 1
+        assert h.taps() == taps
+        await h.cluster.release(SYSTEM)
+        await h.released()
+        await asyncio.sleep(30)
+        assert h.guests()[late] == "running" and not h.taps()
+
+    story(tmp_path, tell)
+
+
+async def test_the_verbs_are_for_admins(cloud: Cloud, member: Caller, tmp_path: Path) -> None:
+    cluster = Cluster(cloud, None, None, Member("c1", "", "", "", 1), tmp_path, dict)  # type: ignore[arg-type]
+    for call in (
+        cluster.get(member),
+        cluster.transfer(member, ""),
+        cluster.release(member),
+        cluster.differences(member, Page()),
+    ):
+        with pytest.raises(Forbidden):
+            await call
+    with pytest.raises(Forbidden):
+        await anext(aiter(cluster.backup(member)))
