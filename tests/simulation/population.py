@@ -1,4 +1,4 @@
-"""Tenants at work: clients that make, use and delete things through whichever controller leads, and write down what they were told.
+"""Tenants at work: they make, use and delete things through whichever controller leads, and write down what they were told.
 
 A call goes on, the same one under the same idempotency key, until it is answered or its client loses patience; what came of
 it then is unknown. A refusal is an answer.

@@ -88,13 +88,11 @@ class Life:
 
     async def run(self) -> None:
         await self._prepare()
-        looking = asyncio.ensure_future(self._look())
-        try:
+        async with asyncio.TaskGroup() as group:
+            looking = group.create_task(self._look())
             await self._live()
-        finally:
+            await self._settle()
             looking.cancel()
-            await asyncio.gather(looking, return_exceptions=True)
-        await self._settle()
         await invariant.final(self._world, self._population)
 
     async def _live(self) -> None:

@@ -1,0 +1,65 @@
+"""Many seeds, on all cores, each in a process of its own kind of luck.
+
+    python -m tests.simulation.sweep --seeds N [--first-seed S] [--workers W]
+
+Ends with 1 when one failed, and tells how to see it again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from tests.simulation.run import TAIL, Result, run
+
+SEEDS_A_PROCESS = 25  # then a fresh one: what a run leaves in memory does not pile up
+
+
+def one(seed: int) -> Result:
+    """In a worker."""
+    logging.disable(logging.CRITICAL)
+    return run(seed)
+
+
+@contextmanager
+def results(seeds: Sequence[int], workers: int = 0) -> Iterator[Iterator[Result]]:
+    """As they come. Worker processes are gone at the end. `workers`: 0 = one a core."""
+    spawn = multiprocessing.get_context("spawn")
+    with spawn.Pool(workers or os.cpu_count() or 1, maxtasksperchild=SEEDS_A_PROCESS) as pool:
+        yield pool.imap_unordered(one, seeds)
+
+
+def report(result: Result) -> str:
+    lines = [*result.history[-TAIL:], result.failure.rstrip()]
+    return "\n".join([*lines, f"seed {result.seed} failed; again: ./dev sim --seeds 1 --first-seed {result.seed}"])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="./dev sim", description="Simulates a whole cloud with misfortune, once a seed.")
+    parser.add_argument("--seeds", type=int, default=100, help="how many")
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=0, help="processes; 0 = one a core")
+    chosen = parser.parse_args()
+    began_s, done, failed = time.monotonic(), 0, []
+    with results(range(chosen.first_seed, chosen.first_seed + chosen.seeds), chosen.workers) as coming:
+        for result in coming:
+            done += 1
+            if result.failure:
+                failed.append(result.seed)
+                print(f"\n{report(result)}\n", flush=True)
+            rate = done / (time.monotonic() - began_s)
+            print(f"\r{done} of {chosen.seeds} seeds, {len(failed)} failed, {rate:.2f} a second ", end="", file=sys.stderr)
+    print(file=sys.stderr)
+    if failed:
+        print(f"failed: {' '.join(map(str, sorted(failed)))}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
