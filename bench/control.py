@@ -33,7 +33,7 @@ from stage import median, percentile
 
 BIN = Path(sys.executable).parent
 HERE = Path(__file__).parent
-START_LIMIT_S = 60.0
+START_LIMIT_S = 240.0
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 

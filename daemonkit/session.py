@@ -40,6 +40,7 @@ GOOD_SESSION_S = 5.0  # one that lasted as long starts the backoff afresh
 SPREAD_S = 0.002  # a node: after a leader's end all agents dial within nodes x this
 WELCOME_TIMEOUT_S = 10.0  # from dialling
 HEARTBEAT_INTERVAL_S = 10.0  # where the welcome names none
+INVENTORY_INTERVAL_S = 2.0  # that a change of the machine waits at the longest until it is told
 ACK_TIMEOUT_S = 30.0  # a controller that takes a report in silence for so long is left
 TELEMETRY_BATCH = 500
 TELEMETRY_INTERVAL_S = 15.0  # silence after which a batch is sent again
@@ -83,8 +84,10 @@ class _Outbox:
     def __init__(self) -> None:
         self._queue: asyncio.Queue[agent_pb2.AgentMessage] = asyncio.Queue(OUTBOX_MAX)
         self._overflow = asyncio.Event()
+        self.filled_s = 0.0  # of the loop's clock: when something was put in last
 
     def put(self, message: agent_pb2.AgentMessage) -> None:
+        self.filled_s = asyncio.get_running_loop().time()
         try:
             self._queue.put_nowait(message)
         except asyncio.QueueFull:
@@ -264,20 +267,24 @@ class Session:
         async with asyncio.TaskGroup() as group:
             group.create_task(outbox.drain(stream))
             group.create_task(outbox.watch())
-            group.create_task(self._beat(inventory, welcome.heartbeat_interval_ms / 1000 or HEARTBEAT_INTERVAL_S))
+            group.create_task(self._beat(inventory, outbox, welcome.heartbeat_interval_ms / 1000 or HEARTBEAT_INTERVAL_S))
             group.create_task(self._ship())
             group.create_task(self._receive_all(stream, outbox))
 
-    async def _beat(self, last: agent_pb2.Inventory, interval_s: float) -> None:
+    async def _beat(self, last: agent_pb2.Inventory, outbox: _Outbox, interval_s: float) -> None:
+        """Says that we live after a silence of the interval, and at once what has changed at this machine."""
+        loop = asyncio.get_running_loop()
         while True:
-            await asyncio.sleep(interval_s)
+            silent_s = loop.time() - outbox.filled_s
+            await asyncio.sleep(min(max(interval_s - silent_s, 0.01), INVENTORY_INTERVAL_S))
             beat = agent_pb2.Heartbeat()
             beat.wall_time.FromNanoseconds(int(self._runtime.clock.wall_s() * 1e9))
             current = await self._agent.inventory()
             if current != last:
                 beat.inventory.CopyFrom(current)
                 last = current
-            self._put(agent_pb2.AgentMessage(heartbeat=beat))
+            if beat.HasField("inventory") or loop.time() - outbox.filled_s >= interval_s:
+                self._put(agent_pb2.AgentMessage(heartbeat=beat))
             oldest_s = next(iter(self._unacknowledged.values()), None)
             if oldest_s is not None and asyncio.get_running_loop().time() - oldest_s > ACK_TIMEOUT_S:
                 raise Unavailable("the controller does not acknowledge reports")

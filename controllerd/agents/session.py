@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 HELLO_TIMEOUT_S = 10.0
 ASK_TIMEOUT_S = 10.0
 INVENTORY_BYTES_MAX = 2 << 20  # some 30,000 cached images
+HEARTBEAT_SHARE_S = 0.01
 GATHER_S = 0.1  # that news of other nodes' ports wait for more of them
 QUERIES_MAX = 64  # questions that wait to be sent to one agent
 
@@ -52,9 +53,19 @@ KINDS = {
 
 @dataclass(frozen=True)
 class SessionSettings:
+    """`heartbeat_interval_s`, and with it `silence_max_s` (a session without a message for so long is ended): for a few agents.
+    Where there are many it is HEARTBEAT_SHARE_S for each of them, so that all together cost no more than that. A connection
+    that breaks is seen by gRPC's own pings, however long the interval is."""
+
     controllers: Callable[[], Sequence[str]]  # what agents are told to dial
     heartbeat_interval_s: float
-    silence_max_s: float  # a session without a message for so long is ended
+    silence_max_s: float
+
+    def heartbeat_of_s(self, agents: int) -> float:
+        return max(self.heartbeat_interval_s, agents * HEARTBEAT_SHARE_S)
+
+    def silence_of_s(self, agents: int) -> float:
+        return self.silence_max_s * self.heartbeat_of_s(agents) / self.heartbeat_interval_s
 
 
 @dataclass(eq=False)
@@ -70,6 +81,7 @@ class _Session:
     carried: frozenset[str] = frozenset()  # networks that it is entered with
     whole_wanted: bool = False  # the agent asked for its desired state afresh
     heard_s: float = 0.0
+    agents: int = 0  # of the cloud when it began: what its interval is for
     taking: bool = False  # a message of its is being applied: silence now is ours
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     queries: asyncio.Queue[agent_pb2.Query] = field(default_factory=lambda: asyncio.Queue(QUERIES_MAX))
@@ -153,7 +165,7 @@ class Sessions:
             hello = await _hello(stream)
             session = await self._admit(stream, hello, identity)
             with self._registered(session):
-                await self._db.write(lambda tx: self._record(tx, session, hello))
+                session.agents = await self._db.write(lambda tx: self._record(tx, session, hello))
                 await self._talk(session, hello)
         except Exception as error:
             return _reason(error)
@@ -198,7 +210,8 @@ class Sessions:
                     future.set_exception(Unavailable("the node left before it answered"))
             log.info("agent left", extra={"node": session.node.name, "agent": session.kind})
 
-    def _record(self, tx: Tx, session: _Session, hello: agent_pb2.Hello) -> None:
+    def _record(self, tx: Tx, session: _Session, hello: agent_pb2.Hello) -> int:
+        """Gives how many agents the cloud has."""
         known = node_store.agent(tx, session.node.id, session.kind)
         inventory = _content(hello.inventory)
         record = AgentRecord(session.node.id, session.kind, True, tx.now, False, hello.version, hello.boot_id, inventory)
@@ -209,11 +222,12 @@ class Sessions:
             kind = "node.agent_up" if known is None else "node.back"
             event.record(tx, kind, "", session.node.id, f"{session.kind} on {session.node.name} is in session")
             tx.touch(*server.ids_of_node(tx, session.node.id))  # they no longer show UNKNOWN
+        return node_store.count_agents(tx)
 
     async def _talk(self, session: _Session, hello: agent_pb2.Hello) -> None:
         welcome = agent_pb2.Welcome(
-            controllers=self._settings.controllers(), nodes=len(self._sessions), node_id=session.node.id,
-            heartbeat_interval_ms=int(self._settings.heartbeat_interval_s * 1000),
+            controllers=self._settings.controllers(), nodes=session.agents, node_id=session.node.id,
+            heartbeat_interval_ms=int(self._settings.heartbeat_of_s(session.agents) * 1000),
         )  # fmt: skip
         await session.stream.send(self._message(welcome=welcome))
         async with asyncio.TaskGroup() as group:
@@ -223,10 +237,11 @@ class Sessions:
             group.create_task(self._watch_silence(session))
 
     async def _watch_silence(self, session: _Session) -> None:
+        silence_max_s = self._settings.silence_of_s(session.agents)
         while True:
-            rest_s = session.heard_s + self._settings.silence_max_s - self._runtime.clock.boottime_s()
+            rest_s = session.heard_s + silence_max_s - self._runtime.clock.boottime_s()
             if session.taking:
-                rest_s = self._settings.silence_max_s
+                rest_s = silence_max_s
             if rest_s <= 0:
                 raise Unavailable("the agent is silent")
             try:

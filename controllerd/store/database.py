@@ -32,7 +32,7 @@ from controllerd.store.migration import Migration, migrations
 from controllerd.store.position import Position
 from controllerd.store.term_clock import TermClock
 from controllerd.store.transaction import STORE_ERRORS, Row, Tx
-from controllerd.store.writer import STATEMENTS_CACHED, Item, Prepared, Writer
+from controllerd.store.writer import STATEMENTS_CACHED, Follower, Item, Prepared, Writer
 from daemonkit.errors import ConfigError, Fenced, SkyrackError, Unavailable
 from daemonkit.failpoint import failpoint
 from daemonkit.metrics import CLOCK_STEP_S
@@ -204,9 +204,9 @@ class Database:
 
     async def _carry_out(self, prepared: Prepared) -> None:
         """Makes what is prepared durable. Errors: Fenced, Unavailable, apsw.Error."""
-        failpoint("store.prepared")
         try:
             if prepared.entry is not None:
+                failpoint("store.prepared")
                 await self._log.append(prepared.entry)
                 failpoint("store.appended")
             elif self._log.replicated:  # the state as it was read, and no append that would have been refused
@@ -287,6 +287,13 @@ class Database:
         return connection
 
     # ---- publishing
+
+    def follow(self, follower: Follower) -> None:
+        """`follower(touched)` is asked after each transaction, in the writer's thread, what shall follow it: transactions, and
+        who is told their outcome. They run in the same commit, in savepoints of their own, and nothing follows them in turn.
+        Whoever is told hears of it before subscribers do.
+        """
+        self._writer.follower = follower
 
     def subscribe(self, subscriber: Callable[[set[str]], None]) -> None:
         """`subscriber(resource ids)` is called on the loop after each commit, before writers are told; it must not block."""

@@ -11,6 +11,7 @@ from controllerd.store.database import Row, Tx
 from controllerd.store.table import Table
 
 NODES = Table(Node, "node", "node", born="joined_at")
+RETURN_S = 0.004  # that each agent takes when all of them come back at once
 AGENTS = "agents"  # touched whenever an agent comes, goes or is given up
 
 
@@ -81,9 +82,14 @@ def disconnected(tx: Tx, node_id: str, kind: str) -> None:
     tx.touch(AGENTS)
 
 
+def count_agents(tx: Tx) -> int:
+    return int(tx.value("SELECT count(*) FROM agent"))
+
+
 def all_disconnected(tx: Tx) -> None:
-    """At the start of a controller: nobody is in session yet; `last_seen_at` gives them the grace time from now."""
-    tx.run("UPDATE agent SET connected = 0, last_seen_at = ?", tx.now)
+    """At the start of a controller: nobody is in session yet. `last_seen_at` gives them the grace time from when all of them
+    can be back."""
+    tx.run("UPDATE agent SET connected = 0, last_seen_at = ?", tx.now + count_agents(tx) * RETURN_S)
 
 
 def lose_silent(tx: Tx, before: float) -> list[tuple[str, str]]:

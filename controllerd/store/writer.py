@@ -6,13 +6,12 @@ then committed or rolled back, so that a replicated log can take the entry in be
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from contextvars import Context
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import apsw
 
@@ -32,15 +31,30 @@ GROUP_BYTES_MAX = 512 << 10  # of changes, not compressed: a group takes up no f
 ENTRY_BYTES_MAX = 1_400_000  # compressed: what etcd takes in one request is 1.5 MiB
 
 
+class Receiver(Protocol):
+    """Who is told the outcome, on the event loop: a future, or what follows a transaction."""
+
+    def done(self) -> bool:
+        """Nobody wants to be told any more."""
+
+    def set_result(self, result: Any, /) -> None: ...
+
+    def set_exception(self, exception: BaseException, /) -> None: ...
+
+
 @dataclass
 class Item:
-    """A transaction on its way, and its outcome."""
+    """A transaction on its way, and its outcome. `follows` another one of its group."""
 
     fn: Callable[[Tx], Any]
     context: Context
-    future: asyncio.Future[Any]
+    future: Receiver
     outcome: Any = None
     error: BaseException | None = None
+    follows: bool = False
+
+
+Follower = Callable[[set[str]], Iterable[tuple[Callable[[Tx], Any], Receiver]]]
 
 
 @dataclass(frozen=True)
@@ -63,6 +77,7 @@ class Writer:
         self._epoch = 0
         self._clock: TermClock
         self.position = Position()
+        self.follower: Follower = lambda _touched: ()
 
     @property
     def _db(self) -> apsw.Connection:
@@ -115,26 +130,29 @@ class Writer:
 
     # ---- a group of transactions
 
-    def write(self, group: Sequence[Item]) -> Prepared:
+    def write(self, group: list[Item]) -> Prepared:
         """Prepares and commits, where no log comes between. Errors: apsw.Error; nothing is written then."""
         prepared = self.prepare(group)
         self.commit(prepared)
         return prepared
 
-    def prepare(self, group: Sequence[Item]) -> Prepared:
-        """Leaves a transaction open, to be ended by `commit` or `rollback`. Errors: apsw.Error; nothing is open then."""
+    def prepare(self, group: list[Item]) -> Prepared:
+        """Leaves a transaction open, to be ended by `commit` or `rollback`. What follows the group's items is added to it.
+
+        Errors: apsw.Error; nothing is open then.
+        """
         with self._undone_on_error():
             self._db.execute("BEGIN IMMEDIATE")
             if self._recorded:
                 return self._prepare_recorded(group)
             before, touched = self._db.total_changes(), set[str]()
             for item in group:
-                self._run_in_savepoint(item, touched)
+                self._run(item, group, touched)
             changed = self._db.total_changes() > before
             position = self._advance(Kind.CHANGES, b"", 0).position if changed else self.position
             return Prepared(position, len(group), touched)
 
-    def _prepare_recorded(self, group: Sequence[Item]) -> Prepared:
+    def _prepare_recorded(self, group: list[Item]) -> Prepared:
         touched: set[str] = set()
         with closing(Recorder(self._db)) as recorder:
             taken = self._run_recorded(group, touched, recorder)
@@ -144,16 +162,23 @@ class Writer:
         prepared = self._advance(Kind.CHANGES, changeset, row_changes(changeset))
         return replace(prepared, items=taken, touched=touched)
 
-    def _run_recorded(self, group: Sequence[Item], touched: set[str], recorder: Recorder) -> int:
+    def _run_recorded(self, group: list[Item], touched: set[str], recorder: Recorder) -> int:
         """Stops when the group is large enough; gives how many it has run."""
         for taken, item in enumerate(group, 1):
-            self._run_in_savepoint(item, touched, recorder)
+            self._run(item, group, touched, recorder)
             if recorder.bytes_max > GROUP_BYTES_MAX:
                 return taken
         return len(group)
 
-    def _run_in_savepoint(self, item: Item, touched: set[str], recorder: Recorder | None = None) -> None:
-        """Errors: of the store itself only; what `fn` raises is the item's."""
+    def _run(self, item: Item, group: list[Item], touched: set[str], recorder: Recorder | None = None) -> None:
+        """Errors: as `_run_in_savepoint`."""
+        item_touched = self._run_in_savepoint(item, recorder)
+        touched |= item_touched
+        if item_touched and not item.follows:
+            group.extend(Item(fn, Context(), receiver, follows=True) for fn, receiver in self.follower(item_touched))
+
+    def _run_in_savepoint(self, item: Item, recorder: Recorder | None) -> set[str]:
+        """Gives what it touched. Errors: of the store itself only; what `fn` raises is the item's."""
         tx = Tx(self._db, self._clock.now_s(), self._epoch, self._runtime)
         self._db.execute("SAVEPOINT item")
         try:
@@ -162,13 +187,14 @@ class Writer:
             if recorder is not None:
                 self._check_size(recorder)
             self._db.execute("RELEASE item")
-            touched |= tx.touched
+            return tx.touched
         except STORE_ERRORS:
             raise
         except Exception as error:
             tx.check()
             self._db.execute("ROLLBACK TO item; RELEASE item")
             item.outcome, item.error = None, error
+            return set()
 
     def _check_size(self, recorder: Recorder) -> None:
         """Errors: TooLarge when the entry would be. The transactions before have at most GROUP_BYTES_MAX together."""

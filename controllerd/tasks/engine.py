@@ -1,7 +1,7 @@
 """The task engine: carries every unfinished task forward until it is done or unwound.
 
 `advance` is the whole mechanism and runs in one transaction: as many steps as are ready, each with its checkpoint. The engine
-only decides when to ask: after a commit that touched the task's resource, when a step wants to be polled or tried again, and
+only decides when to ask: within the commit that touches the task's resource, when a step wants to be polled or tried again, and
 when a deadline passes. A step that fails takes only its own writes with it; an undo that fails is tried again for ever.
 """
 
@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from controllerd.domain.task import DONE, FAILED, RUNNING, UNWINDING, Task
 from controllerd.store import agent_task, event
@@ -18,6 +19,7 @@ from controllerd.store import task as task_store
 from controllerd.store.database import STORE_ERRORS, Database, Tx
 from controllerd.store.event import acting_user
 from controllerd.store.task import TASKS
+from controllerd.store.writer import Receiver
 from controllerd.tasks.operation import Operation, fault_details
 from daemonkit.errors import DeadlineExceeded, SkyrackError, Unavailable
 from daemonkit.log import request_id
@@ -119,6 +121,29 @@ class _Watched:
     due_s: float  # the store's time at which to ask even if nothing was touched
 
 
+class _Followed:
+    """A task that is advanced within the commit that touched it: told the outcome in the place of a future."""
+
+    def __init__(self, engine: TaskEngine, task_id: str) -> None:
+        self._engine, self.task_id = engine, task_id
+        self.resource_id = ""
+        self.touched: set[str] = set()
+
+    def advance(self, tx: Tx) -> Task | None:
+        task = self._engine.advance_stored(tx, self.task_id)
+        self.resource_id, self.touched = task.resource_id if task else "", set(tx.touched)
+        return task
+
+    def done(self) -> bool:
+        return False
+
+    def set_result(self, task: Task | None, /) -> None:
+        self._engine.take_followed(self, task)
+
+    def set_exception(self, _error: BaseException, /) -> None:
+        self._engine.due_again(self.task_id)
+
+
 class TaskEngine:
     def __init__(self, database: Database, operations: Mapping[str, Operation], runtime: Runtime) -> None:
         """`operations`: by kind."""
@@ -127,22 +152,44 @@ class TaskEngine:
         self._of_resource: dict[str, set[str]] = {}
         self._ready: set[str] = set()
         self._touched_meanwhile: set[str] = set()  # while tasks are advanced: one of them may be about to watch it
+        self._followed: dict[str, _Followed] = {}  # in the commit that is being published, by task id
+        self._wakes_at_s = 0.0
         self._wake = asyncio.Event()
 
+    def follow(self, touched: set[str]) -> list[tuple[Callable[[Tx], Any], Receiver]]:
+        """Follower of the store's transactions: a task goes on in the commit that tells it to; it need not wait for another."""
+        followed = [_Followed(self, task_id) for task_id in sorted(self._concerned(touched))]
+        return [(one.advance, one) for one in followed]
+
     def notice(self, touched: set[str]) -> None:
-        """Subscriber of the store."""
+        """Subscriber of the store: what has followed already was not touched since, unless by another task."""
         self._touched_meanwhile |= touched
-        for key in touched:
-            if key.startswith("task:"):
-                self._ready.add(key[5:])
-            elif key in self._of_resource:
-                self._ready |= self._of_resource[key]
+        followed, self._followed = self._followed, {}
+        for task_id in self._concerned(touched):
+            one = followed.get(task_id)
+            if one is None or any(one.resource_id in other.touched for other in followed.values() if other is not one):
+                self._ready.add(task_id)
         if self._ready:
+            self._wake.set()
+
+    def _concerned(self, touched: set[str]) -> set[str]:
+        """Tasks. Also in the writer's thread, while which nothing is published: what is watched changes little meanwhile."""
+        found = {key[5:] for key in touched if key.startswith("task:")}
+        for key in touched:
+            found.update(tuple(self._of_resource.get(key, ())))
+        return found
+
+    def take_followed(self, one: _Followed, task: Task | None) -> None:
+        self._followed[one.task_id] = one
+        self._take(one.task_id, task)
+        watched = self._watched.get(one.task_id)
+        if watched is not None and watched.due_s < self._wakes_at_s:
             self._wake.set()
 
     async def run(self) -> None:
         """Takes up what an earlier process left, then works until cancelled."""
         self._db.subscribe(self.notice)
+        self._db.follow(self.follow)
         self._ready |= await self._db.write(_take_up)
         while True:
             ready, self._ready = self._ready | self._overdue(), set()
@@ -154,8 +201,9 @@ class TaskEngine:
     async def _sleep(self) -> None:
         now_s = self._db.now_s()
         soonest_s = min((w.due_s for w in self._watched.values()), default=now_s + IDLE_S)
+        self._wakes_at_s = min(soonest_s, now_s + IDLE_S)
         try:
-            async with asyncio.timeout(max(0.01, min(soonest_s - now_s, IDLE_S))):
+            async with asyncio.timeout(max(0.01, self._wakes_at_s - now_s)):
                 await self._wake.wait()
         except TimeoutError:
             pass
@@ -167,17 +215,21 @@ class TaskEngine:
 
     async def _advance(self, task_id: str) -> None:
         try:
-            task = await self._db.write(lambda tx: self._advance_stored(tx, task_id))
+            task = await self._db.write(lambda tx: self.advance_stored(tx, task_id))
         except Exception:
             log.exception("a task could not be advanced; it is tried again", extra={"task": task_id})
-            self._due_again(task_id)
+            self.due_again(task_id)
             return
+        self._take(task_id, task)
+
+    def _take(self, task_id: str, task: Task | None) -> None:
+        """`task`: as it is stored now."""
         if task is None or not task.unfinished:
             self._forget(task_id)
         else:
             self._watch(task)
 
-    def _advance_stored(self, tx: Tx, task_id: str) -> Task | None:
+    def advance_stored(self, tx: Tx, task_id: str) -> Task | None:
         task = TASKS.find(tx, task_id)
         if task is None or not task.unfinished:
             return task
@@ -206,7 +258,7 @@ class TaskEngine:
         deadline_s = task.deadline + 0.001
         return min(deadline_s, now_s + poll_s) if poll_s else deadline_s
 
-    def _due_again(self, task_id: str) -> None:
+    def due_again(self, task_id: str) -> None:
         due_s = self._db.now_s() + RETRY_S
         if task_id in self._watched:
             self._watched[task_id].due_s = due_s

@@ -219,3 +219,20 @@ async def test_a_node_that_leaves_and_comes_back(live: Live) -> None:
         "node.lost",
         "node.back",
     }
+
+
+async def test_a_launch_is_few_commits(live: Live) -> None:
+    """The request and each report of its node: what the task does then is in the same commits."""
+    tenant = await make_caller(live.rig, "alpha", "member")
+    flavor, image = await live.rig.equip(tenant, nodes=3)
+    await live.start()
+
+    async def launch() -> int:
+        before = live.rig.database.seq
+        created = await live.rig.create(tenant, flavor, image)
+        await live.until_state(tenant, created.server.id, "ACTIVE")
+        return live.rig.database.seq - before
+
+    await launch()
+    await asyncio.sleep(0.3)  # until other nodes have heard of it too
+    assert await launch() <= 5
