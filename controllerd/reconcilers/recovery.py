@@ -34,6 +34,7 @@ from controllerd.store.restored import REASON
 from controllerd.store.router import ROUTERS
 from controllerd.store.server import SERVERS
 from controllerd.store.volume import VOLUMES
+from daemonkit.errors import SkyrackError
 from daemonkit.runtime import Runtime
 
 log = logging.getLogger(__name__)
@@ -60,7 +61,12 @@ class Recovery:
         while True:
             holds, unreleased = await self._db.read(lambda tx: (recovery.holds(tx), recovery.unreleased(tx)))
             if holds or unreleased:
-                await self._pass(holds, self._runtime.clock.boottime_s() < waits_until_s)
+                try:
+                    await self._pass(holds, self._runtime.clock.boottime_s() < waits_until_s)
+                except SkyrackError:
+                    raise
+                except Exception:
+                    log.exception("nodes could not be compared after the restore; tried again")
             await asyncio.sleep(PASS_INTERVAL_S if holds or unreleased else IDLE_S)
 
     async def _pass(self, holds: Sequence[Hold], patient: bool) -> None:

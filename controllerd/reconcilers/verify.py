@@ -11,6 +11,7 @@ as what the store knows of it.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
 
 from prometheus_client import Gauge
@@ -19,8 +20,11 @@ from controllerd.domain.difference import Comparison, Difference
 from controllerd.store import difference
 from controllerd.store.database import Database
 from controllerd.store.node import AGENTS
+from daemonkit.errors import SkyrackError
 from daemonkit.metrics import REGISTRY
 from daemonkit.runtime import Runtime
+
+log = logging.getLogger(__name__)
 
 PASS_INTERVAL_S = 30.0
 BETWEEN_PASSES_S = 2.0
@@ -44,7 +48,12 @@ class Verify:
         """Until cancelled."""
         try:
             while True:
-                await self.compare()
+                try:
+                    await self.compare()
+                except SkyrackError:
+                    raise
+                except Exception:  # to see differences must not be able to end what makes them go
+                    log.exception("store and nodes could not be compared; tried again")
                 await asyncio.sleep(BETWEEN_PASSES_S)
                 try:
                     async with asyncio.timeout(PASS_INTERVAL_S):

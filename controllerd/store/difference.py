@@ -17,6 +17,8 @@ _TASK = "coalesce((SELECT t.id FROM task t WHERE t.resource_id = {id} AND t.stat
 _LOST = "EXISTS (SELECT 1 FROM agent g WHERE g.node_id = {node} AND g.kind = '{agent}' AND g.lost)"
 _HELD = "EXISTS (SELECT 1 FROM hold h WHERE h.node_id = {node} AND h.kind = '{agent}' AND NOT h.compared_at)"
 
+_ATTACHED = "iif(s.observed_attached = '', '[]', s.observed_attached)"
+
 
 @dataclass(frozen=True)
 class _Query:
@@ -46,7 +48,7 @@ _QUERIES = (
         "foreign_attachment", "attachment",
         f"SELECT a.value AS id, s.node_id, s.project_id, '{OPERATOR}' AS owner,"
         " 'server ' || s.id || ' has a disk that the store knows nothing of' AS message, s.observed_at AS since"
-        " FROM server s, json_each(s.observed_attached) a WHERE s.observed_attached NOT IN ('', '[]')"
+        f" FROM server s, json_each({_ATTACHED}) a WHERE s.observed_attached NOT IN ('', '[]')"
         " AND a.value NOT IN (SELECT id FROM attachment)",
     ),
     _Query(
@@ -151,7 +153,7 @@ _QUERIES = (
         " 'server ' || s.id || CASE WHEN a.connected THEN ' has not got volume ' ELSE ' still has volume ' END || a.volume_id"
         " AS message, a.created_at AS since FROM attachment a JOIN server s ON s.id = a.server_id"
         " WHERE s.state IN ('ACTIVE', 'STOPPED') AND a.connected !="
-        " EXISTS (SELECT 1 FROM json_each(s.observed_attached) d WHERE d.value = a.id)"
+        f" EXISTS (SELECT 1 FROM json_each({_ATTACHED}) d WHERE d.value = a.id)"
         f" AND {_on_node('s.node_id', 'computed')}",
     ),
     _Query(

@@ -123,8 +123,9 @@ def nobodys(tx: Tx, node_id: str) -> list[float]:
     guests their networks and disks, routers and content of images themselves, guests of ours a disk that was attached since."""
     sql = (
         "SELECT observed_at AS since FROM foreign_object WHERE node_id = ?1 AND kind IN ('server', 'router')"
-        " UNION ALL SELECT h.observed_at FROM server s, json_each(s.observed_attached) a JOIN hold h ON h.node_id = s.node_id"
-        " AND h.kind = 'computed' WHERE s.node_id = ?1 AND a.value NOT IN (SELECT id FROM attachment)"
+        " UNION ALL SELECT h.observed_at FROM server s, json_each(iif(s.observed_attached = '', '[]', s.observed_attached)) a"
+        " JOIN hold h ON h.node_id = s.node_id AND h.kind = 'computed'"
+        " WHERE s.node_id = ?1 AND a.value NOT IN (SELECT id FROM attachment)"
         " UNION ALL SELECT created_at FROM blob b WHERE node_id = ?1"
         " AND created_at >= (SELECT restored_at FROM restore)"
         " AND NOT EXISTS (SELECT 1 FROM image WHERE sha256 = b.sha256)"

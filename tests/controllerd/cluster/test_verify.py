@@ -126,7 +126,9 @@ def _fill(tx: Tx) -> None:
     for number in range(SERVERS):
         seen = "RUNNING" if number % 1000 else "STOPPED"
         server = {"id": f"s{number}", "node_id": "n", "state": "ACTIVE", "power": "RUNNING", "observed_state": seen}
-        _put(tx, "server", **server, observed_attached="[]")
+        _put(tx, "server", **server)
+        if number % 10 == 0:
+            _put(tx, "attachment", id=f"a{number}", volume_id=f"v{number}", server_id=f"s{number}", connected=0, exported=0)
         _put(tx, "claim", server_id=f"s{number}", node_id="n")
         port = {"id": f"p{number}", "mac": str(number), "network_id": "w", "server_id": f"s{number}", "node_id": "n"}
         _put(tx, "port", **port, purpose="server", observed_state="READY")
