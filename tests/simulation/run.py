@@ -1,6 +1,6 @@
 """One seed: a cloud, tenants, misfortune; then all is mended, and what must hold is looked at.
 
-python -m tests.simulation.run SEED      prints the digest of its history, or how it failed
+python -m tests.simulation.run SEED [--brief] [-v]      prints the digest of its history, or how it failed
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tests.simulation.population import Client, Population, Tenant
 from tests.simulation.story import content
 from tests.simulation.world import Shape, World
 
-MISFORTUNE_S = 40.0
+MISFORTUNE_S, BRIEF_S = 40.0, 15.0
 BETWEEN_FAULTS_S = 2.5
 LOOK_INTERVAL_S = 0.25
 SETTLED_WITHIN_S = 1500.0  # more than the longest deadline of a task
@@ -46,6 +46,7 @@ class Result:
     seed: int
     history: list[str]
     failure: str  # "" = none
+    brief: bool = False
 
     def digest(self) -> str:
         return hashlib.sha256(
@@ -53,8 +54,8 @@ class Result:
         ).hexdigest()
 
 
-def run(seed: int, shape: Shape | None = None) -> Result:
-    """In a directory in memory, if there is one."""
+def run(seed: int, shape: Shape | None = None, *, brief: bool = False) -> Result:
+    """In a directory in memory, if there is one. `brief`: less misfortune, for the many seeds of a test."""
     memory = Path("/dev/shm")
     base = memory if os.access(memory, os.W_OK) else None
     world_of: list[World] = []
@@ -62,7 +63,7 @@ def run(seed: int, shape: Shape | None = None) -> Result:
     async def live(directory: Path) -> None:
         async with World(directory, seed, shape or SHAPES[seed % len(SHAPES)]).up() as world:
             world_of.append(world)
-            await Life(world).run()
+            await Life(world, BRIEF_S if brief else MISFORTUNE_S).run()
 
     failure = ""
     with tempfile.TemporaryDirectory(prefix="skyrack-sim-", dir=base) as scratch:
@@ -71,7 +72,7 @@ def run(seed: int, shape: Shape | None = None) -> Result:
                 runner.run(live(Path(scratch)))
         except Exception as error:
             failure = _told(error)
-    return Result(seed, world_of[0].history if world_of else [], failure)
+    return Result(seed, world_of[0].history if world_of else [], failure, brief)
 
 
 def _told(error: BaseException) -> str:
@@ -81,8 +82,8 @@ def _told(error: BaseException) -> str:
 
 
 class Life:
-    def __init__(self, world: World) -> None:
-        self._world = world
+    def __init__(self, world: World, misfortune_s: float) -> None:
+        self._world, self._misfortune_s = world, misfortune_s
         self._population = Population(world)
         self._watch = invariant.Watch(world)
 
@@ -101,7 +102,7 @@ class Life:
             for number in range(CLIENTS * len(tenants)):
                 client = Client(f"client-{number + 1}", self._population, tenants[number % len(tenants)])
                 group.create_task(client.run())
-            await fault.misfortune(self._world, MISFORTUNE_S, BETWEEN_FAULTS_S)
+            await fault.misfortune(self._world, self._misfortune_s, BETWEEN_FAULTS_S)
             self._population.leaving = True
 
     async def _look(self) -> None:
@@ -165,7 +166,7 @@ def main() -> int:
         logging.basicConfig(level=logging.INFO, format="%(name)s %(message)s", stream=sys.stderr)
     else:
         logging.disable(logging.CRITICAL)
-    result = run(seed)
+    result = run(seed, brief="--brief" in sys.argv)
     if result.failure:
         print("\n".join(result.history[-TAIL:]), result.failure, f"seed {seed}", sep="\n")
         return 1
