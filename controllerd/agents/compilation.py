@@ -122,7 +122,7 @@ class _Work:
         for network_id in own.networks:
             if network_id not in self.wires:
                 self.wires[network_id] = compile_wire(tx, network_id, self.former.get(network_id))
-        return join(tx, node_id, own, self.wires)
+        return join(tx, node_id, own, self.wires, wanted.sent)
 
     def _own(self, tx: Tx, kind: str, node_id: str) -> Own:
         compiler = self.compilers[kind]

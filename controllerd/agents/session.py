@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -41,7 +41,8 @@ HELLO_TIMEOUT_S = 10.0
 ASK_TIMEOUT_S = 10.0
 INVENTORY_BYTES_MAX = 2 << 20  # some 30,000 cached images
 HEARTBEAT_SHARE_S = 0.01
-GATHER_S = 0.1  # that news of other nodes' ports wait for more of them
+# News of other nodes' ports wait for more of them: the longer the more sessions must hear them.
+GATHER_SHARE_S, GATHER_MIN_S, GATHER_MAX_S = 0.003, 0.05, 0.5
 QUERIES_MAX = 64  # questions that wait to be sent to one agent
 
 KINDS = {
@@ -115,10 +116,11 @@ class Sessions:
                     session.touched = True
                     session.dirty.set()
 
-    def _gather(self, sessions: Iterable[_Session]) -> None:
+    def _gather(self, sessions: Collection[_Session]) -> None:
         """A port that comes or goes is news for every node of its network, but only its own must hear of it at once."""
         if not self._gathering and sessions:
-            asyncio.get_running_loop().call_later(GATHER_S, self._gathered)
+            wait_s = min(max(len(sessions) * GATHER_SHARE_S, GATHER_MIN_S), GATHER_MAX_S)
+            asyncio.get_running_loop().call_later(wait_s, self._gathered)
         self._gathering.update(dict.fromkeys(sessions))
 
     def _gathered(self) -> None:

@@ -33,10 +33,14 @@ def compile_network(tx: Tx, node_id: str) -> list[pb.DesiredObject]:
     return [pb.DesiredObject.FromString(item.body) for _key, item in join(tx, node_id, own, wires).items()]
 
 
-def join(tx: Tx, node_id: str, own: Own, wires: Mapping[str, Wire]) -> State:
-    """`wires`: of all networks that the node carries, maybe more."""
+def join(tx: Tx, node_id: str, own: Own, wires: Mapping[str, Wire], former: State | None = None) -> State:
+    """`wires`: of all networks that the node carries, maybe more. `former`: of the same node; what it has is not made anew."""
     carried = {network_id: wires[network_id] for network_id in sorted(own.networks)}
-    shared = dict(wire.segment_for(node_id) for wire in carried.values())
+    shared: Items = {}
+    for network_id, wire in carried.items():
+        key = f"segment/{network_id}"
+        same = former is not None and wire.like(former.wires.get(network_id))
+        shared[key] = former.shared[key] if former is not None and same else wire.segment_for(node_id)
     shared.update(_members(tx, group_id, carried[network_id]) for group_id, network_id in sorted(own.members_of))
     return State(node_id, own, carried, shared)
 
@@ -55,7 +59,8 @@ def compile_wire(tx: Tx, network_id: str, former: Wire | None) -> Wire:
         known = former and former.facts.get(end.port_id) == fact and former.tunnelled[end.node_id].get(key)
         items.setdefault(end.node_id, {})[key] = known or _neighbour(network_id, end)
     vteps = {end.node_id: end.vtep for end in ends}
-    return Wire(network_id, _segment(tx, network_id), vteps, items, facts)
+    lines = sorted((item.line, node_id) for node_id, there in items.items() for item in there.values())
+    return Wire(network_id, _segment(tx, network_id), vteps, items, facts, lines)
 
 
 def _segment(tx: Tx, network_id: str) -> pb.SegmentSpec:

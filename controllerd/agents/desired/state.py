@@ -8,7 +8,7 @@ refer to the same wire do not differ in it; nothing of it is looked at, or kept 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -48,6 +48,7 @@ class Wire:
     vteps: Mapping[str, str]  # node -> end of its tunnels, of nodes in `tunnelled`
     tunnelled: Mapping[str, Items]
     facts: Mapping[str, tuple[object, ...]]
+    lines: Sequence[tuple[bytes, str]]  # of all entries, ascending, with the node that each is on
     members: dict[str, tuple[str, Item]] = field(default_factory=dict)
 
     def seen_from(self, node_id: str) -> Iterator[tuple[str, Item]]:
@@ -55,11 +56,18 @@ class Wire:
             if there != node_id:
                 yield from items.items()
 
-    def segment_for(self, node_id: str) -> tuple[str, Item]:
+    def lines_from(self, node_id: str) -> list[bytes]:
+        return [line for line, there in self.lines if there != node_id]
+
+    def like(self, other: Wire | None) -> bool:
+        """Whether every node's segment is the same on both."""
+        return other is not None and (other is self or (other.segment == self.segment and other.vteps == self.vteps))
+
+    def segment_for(self, node_id: str) -> Item:
         spec = pb.SegmentSpec()
         spec.CopyFrom(self.segment)
         spec.vteps.extend(sorted(vtep for there, vtep in self.vteps.items() if there != node_id))
-        return item_of(pb.DesiredObject(id=self.network_id, segment=spec))
+        return item_of(pb.DesiredObject(id=self.network_id, segment=spec))[1]
 
 
 @dataclass(frozen=True)
@@ -93,7 +101,10 @@ class State:
 
     def hash(self) -> bytes:
         """As `daemonkit.desired.state_hash` of all bodies."""
-        return hashlib.sha256(b"".join(sorted(item.line for _key, item in self.items()))).digest()
+        lines = [item.line for items in (self.own.items, self.shared) for item in items.values()]
+        for wire in self.wires.values():  # each already in order, which makes sorting all of them cheap
+            lines += wire.lines_from(self.node_id)
+        return hashlib.sha256(b"".join(sorted(lines))).digest()
 
     def delta(self, former: State) -> tuple[list[bytes], list[str]]:
         """(bodies to put, keys to remove) that make this state out of `former`."""
