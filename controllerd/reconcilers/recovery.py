@@ -43,7 +43,7 @@ PASS_INTERVAL_S = 1.0
 IDLE_S = 10.0  # a node that joins anew may come with what it did before
 SETTLE_S = 3.0  # after its whole report: what a node had yet to look at follows it
 LOOK_S = 60.0  # so long a server may be one that its node has yet to look at
-WAIT_S = 60.0  # from the start: so long agents that are away are waited for
+WAIT_S = 60.0  # from the start: so long nodes are waited for; later ones are compared by themselves
 DEADLINE_S = 600.0  # of tasks that waited for the release
 MISSING_REASON = "MISSING"
 _MISSING = "is not on its node since the restore: it was deleted or lost after the backup was made"
@@ -99,6 +99,8 @@ def compare(tx: Tx, held: Hold) -> None:
 
 def _compare_servers(tx: Tx, node_id: str, *, patient: bool) -> bool:
     """False: the node has yet to look at some of them."""
+    if not _looked(tx, node_id):
+        return False
     servers = [s for s in server_store.of_node(tx, node_id) if s.power not in ("", POWER_ABSENT)]
     if patient and any(s.observed_state == "PENDING" for s in servers):
         return False
@@ -114,6 +116,13 @@ def _compare_servers(tx: Tx, node_id: str, *, patient: bool) -> bool:
         if known is not None and not known.node_id and not recovery.decided(tx, known.id):
             _take_in(tx, known, node_id, stranger.observed_state)
     return True
+
+
+def _looked(tx: Tx, node_id: str) -> bool:
+    """Whether the node has reached its hypervisor at all: before that it tells no capacity, and knows of no guest by itself."""
+    agent = node.agent(tx, node_id, "computed")
+    compute = agent.inventory.get("compute") if agent else None
+    return isinstance(compute, dict) and bool(compute.get("vcpus"))
 
 
 def _take_in(tx: Tx, server: Server, node_id: str, observed_state: str) -> None:
@@ -223,15 +232,14 @@ def _compare_routers(tx: Tx, node_id: str) -> None:
 
 
 def release(tx: Tx, patient: bool) -> None:
-    """Those that may be told again. `patient`: agents that are away are waited for."""
+    """Those that may be told again. `patient`: nodes that were not compared yet are waited for."""
     restore, holds = recovery.restored(tx), recovery.holds(tx)
     if restore is None:
         return
     away = {h.node_id for h in holds if not h.compared_at}
-    lost = {h.node_id for h in holds if not h.observed_at and node.is_lost(tx, h.node_id, h.kind)}
     ready = [h for h in holds if h.node_id not in away]
     if not restore.released_at:
-        if away - (set() if patient else lost):
+        if patient and away:
             return
         if any(_nobodys(tx, h.node_id, restore.approved_at) for h in ready):
             return
