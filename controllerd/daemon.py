@@ -28,7 +28,7 @@ from controllerd.peers.service import PeerService
 from controllerd.peers.snapshot import SnapshotClient
 from controllerd.store import snapshot
 from controllerd.terms import Alone, Contender
-from daemonkit import log, metrics
+from daemonkit import handshake, log, metrics
 from daemonkit.config import describe, load
 from daemonkit.errors import SkyrackError
 from daemonkit.lifecycle import DataDirectory, Lifecycle, run
@@ -126,16 +126,29 @@ def main() -> int:
     if arguments.print_config:
         print(describe(ControllerConfig), end="")
         return 0
+    if arguments.act == "serve":
+        return _serve(arguments.config)
     try:
         config = load(ControllerConfig, arguments.config)
         log.setup("controllerd", config.log_level)
-        if arguments.act != "serve":
-            print(acts.act(config, arguments), file=sys.stderr if arguments.act == "bundle" else sys.stdout)
-            return 0
+        print(acts.act(config, arguments), file=sys.stderr if arguments.act == "bundle" else sys.stdout)
+    except SkyrackError as error:
+        print(f"cannot {arguments.act}: {error.message}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _serve(path: Path) -> int:
+    end = handshake.count_refused()
+    try:
+        config = load(ControllerConfig, path)
+        log.setup("controllerd", config.log_level)
+        return run(lambda life: serve(config, life, system_runtime()))
     except SkyrackError as error:
         print(f"cannot start: {error.message}", file=sys.stderr)
         return 1
-    return run(lambda life: serve(config, life, system_runtime()))
+    finally:
+        end()
 
 
 if __name__ == "__main__":
