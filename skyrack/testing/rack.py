@@ -48,13 +48,13 @@ class Rack:
     def __init__(
         self, directory: Path, nodes: Mapping[str, tuple[str, ...]], controllers: Sequence[str],
         runtime: Callable[[str], Runtime], *, volume_delay_s_max: float = 0.0,
-        ledger: Callable[[Path, Runtime], Ledger] = Ledger,
+        sample_interval_s: float = 10.0, ledger: Callable[[Path, Runtime], Ledger] = Ledger,
     ) -> None:  # fmt: skip
         """`nodes`: name -> roles. `controllers`: where agents dial. `volume_delay_s_max`: how long work on a volume takes.
-        `ledger`: makes each agent's."""
+        `sample_interval_s`: between usage samples. `ledger`: makes each agent's."""
         self.nodes, self.controllers = dict(nodes), list(controllers)
         self._directory, self._runtime, self._volume_delay_s_max = directory, runtime, volume_delay_s_max
-        self._new_ledger = ledger
+        self._new_ledger, self._sample_interval_s = ledger, sample_interval_s
         self._starts = {"computed": self._computed, "networkd": self._networkd, "storaged": self._storaged}
         self._stack = AsyncExitStack()
         self.network = MemoryNetwork()
@@ -114,7 +114,10 @@ class Rack:
     async def _computed(
         self, node: str, home: Path, ledger: Ledger, runtime: Runtime, _held: AsyncExitStack
     ) -> tuple[Session, Coroutine[Any, Any, None]]:
-        settings = ComputedConfig(node=node, controllers=self.controllers, data_dir=home, driver="fake", virt_type="qemu")
+        settings = ComputedConfig(
+            node=node, controllers=self.controllers, data_dir=home, driver="fake", virt_type="qemu",
+            sample_interval_s=self._sample_interval_s,
+        )  # fmt: skip
         machine = self.machines.setdefault(node, FakeMachine(runtime))
         hypervisor, store = FakeHypervisor(machine, xml_settings(settings)), FakeStore(machine)
         dialer = self.network.dialer(self.peers[node])

@@ -116,7 +116,7 @@ class Life:
         while moving := await invariant.unsettled(self._world):
             assert self._world.now_s < until_s, f"does not come to rest: {moving}"
             await asyncio.sleep(1.0)
-        await asyncio.sleep(15.0)  # a last sample of usage, and the followers' last entry
+        await asyncio.sleep(5.0)  # the followers' last entry
 
     # ---- before
 

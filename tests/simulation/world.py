@@ -16,14 +16,18 @@ from pathlib import Path
 
 from controllerd.controller import Controller
 from controllerd.leadership.memory import Link, MemoryStore
+from daemonkit.memory import Message
 from daemonkit.runtime import InlineThreads, Runtime
 from skyrack.testing.rack import NODES, Rack
 from skyrack.testing.virtual import VirtualClock
+from skyrack.v1 import agent_pb2
 from tests.simulation.process import ControllerProcess
 from tests.simulation.usage import Samples
 
 DELAY_S_MAX = 0.005
 VOLUME_DELAY_S_MAX = 0.05
+SAMPLE_INTERVAL_S = 2.0
+ACKS_LOST = 0.2  # of those of usage samples, where calls are lost too: they come again then
 PATIENCE_S = 300.0
 
 
@@ -50,7 +54,7 @@ class World:
         names = [f"c{number + 1}" for number in range(shape.controllers)]
         self.rack = Rack(
             directory, NODES, [f"{name}:7701" for name in names], self._runtime,
-            volume_delay_s_max=VOLUME_DELAY_S_MAX, ledger=self.samples.ledger,
+            volume_delay_s_max=VOLUME_DELAY_S_MAX, sample_interval_s=SAMPLE_INTERVAL_S, ledger=self.samples.ledger,
         )  # fmt: skip
         self.controllers = {name: self._controller(name) for name in names}
         for process in self.controllers.values():
@@ -65,6 +69,12 @@ class World:
 
     def _lost(self) -> bool:
         return self.shape.loss > 0 and self._noise.random() < self.shape.loss
+
+    def _loses(self, message: Message) -> bool:
+        """Of what agents and controllers say to each other, which is lost by the end that took it."""
+        if self.shape.loss == 0 or not isinstance(message, agent_pb2.ControllerMessage):
+            return False
+        return message.WhichOneof("body") == "telemetry_ack" and self._noise.random() < ACKS_LOST
 
     def _wire(self, link: Link) -> None:
         link.delay_s = self.dice.uniform(0.0, DELAY_S_MAX)
@@ -125,7 +135,8 @@ class World:
             for node in NODES:
                 await self.rack.join(self.controller, node)
                 for process in self.controllers.values():
-                    self.rack.link(node, process.address).delay_s = self.dice.uniform(0.0, DELAY_S_MAX)
+                    link = self.rack.link(node, process.address)
+                    link.delay_s, link.lose = self.dice.uniform(0.0, DELAY_S_MAX), self._loses
                 for daemon in self.rack.daemons_of(node):
                     await self.rack.start(daemon)
             try:
