@@ -139,10 +139,10 @@ class Controller:
         self.routers = Routers(cloud)
         self.floating_ips = FloatingIps(cloud)
         self.security_groups = SecurityGroups(cloud)
-        authorities = certificate.cloud_authority(config, cloud.runtime), certificate.etcd_authority(config, cloud.runtime)
         self.cluster = Cluster(
-            cloud, self._membership, self.verify, self._me, config.data_dir, lambda: certificate.authority_files(*authorities)
-        )
+            cloud, self._membership, self.verify, self._me, config.data_dir,
+            lambda: certificate.present(config, certificate.AUTHORITY_FILES),
+        )  # fmt: skip
 
     def _all_apis(self) -> list[str]:
         """Where the public API answers, this controller first: what a node that joins is told."""
