@@ -6,6 +6,7 @@ The front is always up. Without `cluster.etcd` this controller leads from start 
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -20,6 +21,8 @@ from controllerd.api.rpc.switch import Services
 from controllerd.config import ControllerConfig
 from controllerd.controller import Controller
 from controllerd.leadership.commit_log import CommitLog
+from controllerd.leadership.elector import StuckTerm
+from controllerd.leadership.etcd.apart import Apart
 from controllerd.leadership.etcd.client import EtcdKv
 from controllerd.leadership.upkeep import Upkeep
 from controllerd.peers.forward import ForwardSettings
@@ -37,6 +40,7 @@ from daemonkit.tls import TlsFiles
 from skyrack.v1 import agent_pb2_grpc, peer_pb2_grpc
 
 STATE = "state.db"
+LEAVE_MAX_S = 3.0  # for another controller to answer calls
 
 
 async def serve(config: ControllerConfig, life: Lifecycle, runtime: Runtime) -> None:
@@ -51,6 +55,7 @@ async def serve(config: ControllerConfig, life: Lifecycle, runtime: Runtime) -> 
         async with asyncio.TaskGroup() as group:
             work = [group.create_task(job) for job in (daemon.run(), metrics.watch_loop_lag())]
             await life.stopping.wait()
+            await daemon.leave()
             for task in work:
                 task.cancel()
 
@@ -79,10 +84,21 @@ class Daemon:
         await self._front.start()
         async with asyncio.TaskGroup() as group:
             group.create_task(self._front.run())
-            group.create_task(self._terms.run(self._build, self._answering))
+            group.create_task(self._run_terms())
             if self._kv is not None and isinstance(self._terms, Contender):
                 group.create_task(_upkeep(self._kv, self._terms, self._runtime).run())
                 self._life.ready(f"standing by, API on {self._config.api_listen}")
+
+    async def _run_terms(self) -> None:
+        try:
+            await self._terms.run(self._build, self._answering)
+        except* StuckTerm:
+            os._exit(1)  # an orderly end would wait for what is stuck
+
+    async def leave(self) -> None:
+        """Before `run` is cancelled: what can go to another controller goes there."""
+        if isinstance(self._terms, Contender) and await self._terms.leave():
+            await self._front.leave(LEAVE_MAX_S)
 
     def _build(self, commit_log: CommitLog) -> Controller:
         blobs = GrpcBlobStore(self._tls)
@@ -100,12 +116,25 @@ class Daemon:
             "skyrack.v1.PeerService": (peer_pb2_grpc.add_PeerServiceServicer_to_server, peers),
         }
         try:
-            async with self._front.lead(public_services(controller), inner):
+            async with self._front.lead(public_services(controller), inner), self._etcd_apart():
                 self._life.ready(f"leading, epoch {controller.database.epoch}, API on {self._config.api_listen}")
                 yield
         finally:
             peers.close()
             self._life.tell("standing by")
+
+    @asynccontextmanager
+    async def _etcd_apart(self) -> AsyncIterator[None]:
+        """While this controller leads, etcd's leader is on another machine."""
+        cluster = self._config.cluster
+        if not cluster.etcd:
+            yield
+            return
+        work = asyncio.ensure_future(Apart(cluster.etcd, cluster.etcd_tls_dir, self._config.node).run())
+        try:
+            yield
+        finally:
+            work.cancel()
 
     async def _snapshot(self, controller: Controller) -> tuple[int, Path]:
         path = self._config.data_dir / f"outgoing-{self._runtime.new_id()}.db"

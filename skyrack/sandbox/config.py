@@ -27,15 +27,13 @@ def program(name: str) -> str:
 def units(node: Node, controllers: Sequence[Node]) -> list[Unit]:
     """A daemon waits until its node has a certificate: the controller's bootstrap or `skyrack node join` brings it."""
     beside = [etcd.unit(node, controllers)] if node in controllers and len(controllers) > 1 else []
-    return beside + [
-        Unit(
-            daemon,
-            (program(f"skyrack-{daemon}"), "--config", f"/etc/skyrack/{daemon}.toml"),
-            notify=True,
-            needs=CERTIFICATE,
-        )
-        for daemon in node.kind.daemons
-    ]
+    return beside + [Unit(daemon, _argv(daemon), notify=True, needs=CERTIFICATE) for daemon in node.kind.daemons]
+
+
+def _argv(daemon: str) -> tuple[str, ...]:
+    """controllerd counts refused handshakes by what gRPC says of them."""
+    argv = (program(f"skyrack-{daemon}"), "--config", f"/etc/skyrack/{daemon}.toml")
+    return ("env", "GRPC_VERBOSITY=INFO", *argv) if daemon == "controllerd" else argv
 
 
 def files(node: Node, controllers: Sequence[Node]) -> dict[str, str]:

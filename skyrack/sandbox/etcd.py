@@ -11,6 +11,7 @@ CLIENT_PORT, PEER_PORT = 2379, 2380
 TLS = "/etc/skyrack/etcd"
 LAST_FILE = f"{TLS}/client.pem"  # of those that bootstrap writes there
 QUOTA_BYTES = 2 << 30
+ELECTION_MS = 500  # a member that dies must be replaced well within a controller's lease; on disks slower than this: more
 SNAPSHOT_COUNT = 5000  # entries that a member holds in memory before it writes them down; the default would be 100,000
 
 
@@ -35,6 +36,7 @@ def unit(node: Node, controllers: Sequence[Node]) -> Unit:
         "initial-cluster-token": "skyrack",
         **_tls(""),
         **_tls("peer-"),
+        "election-timeout": str(ELECTION_MS),
         "quota-backend-bytes": str(QUOTA_BYTES),
         "snapshot-count": str(SNAPSHOT_COUNT),
         "pre-vote": "true",
