@@ -264,3 +264,15 @@ async def _digest(seat: Seat) -> str:
     if seat.controller is not None:
         return await seat.controller.database.read(lambda tx: digest(tx.connection))
     return await seat.terms._replica.digest()
+
+
+def bare(world: World) -> None:
+    """When every server and volume has been deleted, nothing is left of them."""
+    for name, machine in world.rack.machines.items():
+        left = [*machine.domains, *machine.root_disks, *machine.config_drives]
+        assert not left, f"left on {name}: {left}"
+    for name, volumes in world.rack.volumes.items():
+        assert not volumes.sizes, f"left on {name}: {list(volumes.sizes)}"
+        assert not any(volumes.exports.values()), f"still served by {name}: {volumes.exports}"
+    for name, networkd in world.rack.networkds.items():
+        assert not networkd.reconciler.desired.ports, f"ports left on {name}"

@@ -92,9 +92,12 @@ class Life:
         async with asyncio.TaskGroup() as group:
             looking = group.create_task(self._look())
             await self._live()
+            self._world.heal()
             await self._settle()
             looking.cancel()
         await invariant.final(self._world, self._population)
+        await self._clear_away()
+        invariant.bare(self._world)
 
     async def _live(self) -> None:
         tenants = self._population.tenants
@@ -111,12 +114,24 @@ class Life:
             await asyncio.sleep(LOOK_INTERVAL_S)
 
     async def _settle(self) -> None:
-        self._world.heal()
         until_s = self._world.now_s + SETTLED_WITHIN_S
         while moving := await invariant.unsettled(self._world):
             assert self._world.now_s < until_s, f"does not come to rest: {moving}"
             await asyncio.sleep(1.0)
         await asyncio.sleep(5.0)  # the followers' last entry
+
+    async def _clear_away(self) -> None:
+        """Whatever state a thing has come to, it can be deleted."""
+        controller = self._world.controller
+        for table, verb in (("server", controller.servers.delete), ("volume", controller.volumes.delete)):
+            rows = await controller.database.read(lambda tx, table=table: tx.all(f"SELECT id FROM {table}"))
+            for row in rows:
+                await verb(SYSTEM, row["id"])
+            until_s = self._world.now_s + SETTLED_WITHIN_S
+            while await controller.database.read(lambda tx, table=table: tx.value(f"SELECT 1 FROM {table}")):
+                assert self._world.now_s < until_s, f"a {table} does not go"
+                await asyncio.sleep(0.2)
+        await self._settle()
 
     # ---- before
 

@@ -27,7 +27,7 @@ from tests.simulation.usage import Samples
 DELAY_S_MAX = 0.005
 VOLUME_DELAY_S_MAX = 0.05
 SAMPLE_INTERVAL_S = 2.0
-ACKS_LOST = 0.2  # of those of usage samples, where calls are lost too: they come again then
+ACKS_LOST = 0.5  # of those of usage samples, where calls are lost too: they come again then
 PATIENCE_S = 300.0
 
 
@@ -46,6 +46,7 @@ class World:
         self.seed, self.shape, self._directory = seed, shape, directory
         self.dice = random.Random(f"{seed}/story")
         self._noise = random.Random(f"{seed}/noise")
+        self._calm = False
         self.history: list[str] = []
         self.samples = Samples()
         self.down: set[str] = set()  # what a fault has in its hands
@@ -68,11 +69,11 @@ class World:
         return process
 
     def _lost(self) -> bool:
-        return self.shape.loss > 0 and self._noise.random() < self.shape.loss
+        return not self._calm and self.shape.loss > 0 and self._noise.random() < self.shape.loss
 
     def _loses(self, message: Message) -> bool:
         """Of what agents and controllers say to each other, which is lost by the end that took it."""
-        if self.shape.loss == 0 or not isinstance(message, agent_pb2.ControllerMessage):
+        if self._calm or self.shape.loss == 0 or not isinstance(message, agent_pb2.ControllerMessage):
             return False
         return message.WhichOneof("body") == "telemetry_ack" and self._noise.random() < ACKS_LOST
 
@@ -108,8 +109,9 @@ class World:
         return leader.seat.controller
 
     def heal(self) -> None:
-        """Whatever a fault may have left behind."""
+        """Whatever a fault may have left behind; nothing is lost any more."""
         self.note("world", "HEALED")
+        self._calm = True
         for process in self.controllers.values():
             if process.kv is not None:
                 process.kv.link.mend()
