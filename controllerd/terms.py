@@ -144,6 +144,10 @@ class Contender:
         """Begins to hand over; "" = to any other. Errors: Conflict, NotFound, NotLeader, Unavailable."""
         await self._elector.resign(successor)
 
+    async def leave(self) -> bool:
+        """Before the process ends: hands over and waits a little; whether another controller leads. Then cancel `run`."""
+        return await self._elector.leave()
+
     async def health(self) -> Health | None:
         """Of the consensus store. Errors: Unavailable."""
         return await self._kv.health()

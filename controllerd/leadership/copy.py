@@ -26,6 +26,11 @@ class Copy(Protocol):
     def position(self) -> Position:
         """While it is open."""
 
+    @property
+    def needed_schema(self) -> int:
+        """What the software of every other controller must know before this one may lead, since it then migrates; 0 = nothing
+        that it does not know. While it is open."""
+
     async def open(self) -> None:
         """Errors: ConfigError."""
 

@@ -13,13 +13,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from prometheus_client import Gauge
 
 from controllerd.leadership import key
-from controllerd.leadership.follower import Behind, Follower, Leader, Scene
+from controllerd.leadership.follower import Ahead, Behind, Follower, Leader, Scene
 from controllerd.leadership.kv import Created, Delete, Kv, Put
 from controllerd.leadership.lease import Lease, LeaseSettings
 from controllerd.leadership.member import Member
@@ -38,6 +39,8 @@ RETRY_S = 0.5  # at most; after the consensus store did not answer
 REST_MIN_S = 0.005  # of a lease; less is not worth a renewal
 RESTRAINT_S = 2.0  # who gave up leading, or could not, leaves it to others for so long
 WIND_DOWN_MAX_S = 20.0  # for a term that ends in order
+LEAVE_MAX_S = 6.0  # for another one to lead, when this one's process ends
+LOOK_S = 0.05  # while nobody leads, and this one does not try
 STUCK_TTLS = 3  # for one whose lease has ended: above what an append takes to give up
 
 
@@ -77,6 +80,7 @@ class Elector:
         self._vacant_since_s: float | None = None
         self._jitter_s = 0.0
         self._told = ""
+        self._leaving = False
         self._restrained_until_s = 0.0
         self._abandoned: set[int] = set()  # leases of ours that nobody uses, but the store may still keep
 
@@ -137,8 +141,28 @@ class Elector:
         term.ending.set()
 
     def _freshest_other(self) -> str:
+        """Of those with the oldest software: newer one may have to wait for them before it leads."""
         others = [member for member in self.members().values() if member.name != self._name]
-        return max(others, key=lambda member: (member.applied_seq, member.name)).name if others else ""
+        return max(others, key=lambda m: (-m.schema, m.applied_seq, m.name)).name if others else ""
+
+    async def leave(self) -> bool:
+        """Before the process ends: from now on this controller is no candidate; if it leads it hands over.
+
+        Returns when another one leads, after LEAVE_MAX_S at most, and tells whether one does. Cancel `run` then.
+        """
+        self._leaving = True
+        if self._term is not None and self._freshest_other():
+            await self._roster.withdraw()  # first: software that is newer may have to wait until this one is gone
+            with suppress(NotLeader, Unavailable, TimeoutError):
+                await self.resign()
+                async with asyncio.timeout(LEAVE_MAX_S):
+                    while not self._another_leads:
+                        await self.changed()
+        return self._another_leads
+
+    @property
+    def _another_leads(self) -> bool:
+        return self.leader is not None and self.leader.name != self._name
 
     # ---- the loop
 
@@ -155,6 +179,9 @@ class Elector:
 
     async def _turn(self, lead: Lead) -> None:
         try:
+            if self._leaving:
+                await self._pause(LOOK_S)
+                return
             await self._follower.open()
             scene = await self._follower.look()
             for lease_id in sorted(self._abandoned):
@@ -164,7 +191,7 @@ class Elector:
                     self._told = ""
                     await self._follower.follow()
                 case Wait(for_s):
-                    await asyncio.sleep(for_s)
+                    await self._pause(for_s)
                 case Campaign():
                     term = await self._campaign(scene)
                     if term is not None:
@@ -172,6 +199,14 @@ class Elector:
         except Unavailable as error:
             self._tell("trying again", error)
             await asyncio.sleep(self._runtime.jitter_s(RETRY_S))
+
+    async def _pause(self, limit_s: float) -> None:
+        """Until somebody leads, for so long at most. Errors: Unavailable."""
+        end_s = self._now_s() + limit_s
+        while (rest_s := end_s - self._now_s()) > 0:
+            await asyncio.sleep(min(rest_s, LOOK_S))
+            if (await self._follower.look()).leader is not None:
+                return
 
     async def _view(self, scene: Scene) -> View:
         """Errors: Unavailable, Diverged."""
@@ -190,8 +225,9 @@ class Elector:
     async def _fit(self) -> bool:
         try:
             await self._follower.catch_up()
-        except Behind as why:
-            self._tell("this copy cannot lead", why)
+            await self._follower.check_all_can_follow()
+        except (Behind, Ahead) as why:
+            self._tell("this controller cannot lead", why)
             return False
         return True
 

@@ -40,6 +40,12 @@ class Behind(Unavailable):
     reason = "BEHIND"
 
 
+class Ahead(Unavailable):
+    """This controller would migrate the state to what another one's software cannot read."""
+
+    reason = "AHEAD"
+
+
 @dataclass(frozen=True)
 class Leader:
     """`revision`: of the leader key's creation, tells one term from the next."""
@@ -109,6 +115,16 @@ class Follower:
             await self._apply([(item.key, item.value) for item in page.items])
             if not page.more:
                 return page.revision
+
+    async def check_all_can_follow(self) -> None:
+        """Whether every controller that is there can read what this one would migrate to. Errors: Ahead, Unavailable."""
+        needed = self._copy.needed_schema
+        if needed:
+            page = await self._kv.range(key.MEMBERS, key.after(key.MEMBERS))
+            members = [Member.decode(item.value) for item in page.items]
+            old = [f"{m.name} ({m.schema})" for m in members if m.schema < needed]
+            if old:
+                raise Ahead(f"it would migrate to what only software that knows schema {needed} reads: not {', '.join(old)}")
 
     async def _examine(self) -> None:
         """Whether the copy belongs to this log. Errors: Behind, Diverged, Unavailable."""

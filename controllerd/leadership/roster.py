@@ -47,17 +47,29 @@ class Roster:
         self._offsets_s: dict[str, deque[float]] = {}
         self._lease = 0
         self._said: Member | None = None
+        self._registering: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
         """Until cancelled; then this controller's registration is taken back."""
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._register())
+                self._registering = group.create_task(self._register())
                 group.create_task(self._watch())
         finally:
-            if self._lease:
-                with suppress(Unavailable):
-                    await self._kv.revoke(self._lease)
+            await self._take_back()
+
+    async def withdraw(self) -> None:
+        """Takes back this controller's registration, for good; the others are still watched."""
+        if self._registering is not None:
+            self._registering.cancel()
+            await asyncio.wait([self._registering])
+        await self._take_back()
+
+    async def _take_back(self) -> None:
+        lease, self._lease = self._lease, 0
+        if lease:
+            with suppress(Unavailable):
+                await self._kv.revoke(lease)
 
     # ---- this one
 

@@ -8,8 +8,9 @@ the time; the health of `LEADER` is SERVING only while this controller leads.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Collection
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 from controllerd.api.rpc.switch import Handler, Services, Switch
@@ -85,6 +86,14 @@ class Front:
         self._leads = leads
         for server in (self._api, self._agents):
             await server.tell(LEADER, leads)
+
+    async def leave(self, limit_s: float) -> None:
+        """Stops, as soon as calls can be passed on to another controller, which is waited for so long at most."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                while self._link.serving() is None:
+                    await self._link.changed()
+        await self.stop()
 
     async def stop(self, grace_s: float = 1.0) -> None:
         for server in (self._api, self._agents):

@@ -43,6 +43,11 @@ class Replica:
         assert self._connection is not None, "the copy is not open"
         return self._connection
 
+    @property
+    def needed_schema(self) -> int:
+        """The highest of those from which the migrations that this software would bring are readable; 0 without any."""
+        return max((m.readable_from for m in self._known if m.number > self.position.schema), default=0)
+
     async def open(self) -> None:
         """Makes a blank copy when there is none. Errors: ConfigError (damaged file, newer schema)."""
         self._threads = self._runtime.threads("store-replica", 1)

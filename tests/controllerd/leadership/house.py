@@ -93,6 +93,7 @@ class MemoryCopy:
     entries: dict[int, Entry] = field(default_factory=dict)
     opened: bool = False
     snapshots: int = 0
+    needed_schema: int = 0
 
     async def open(self) -> None:
         assert not self.opened
@@ -171,6 +172,7 @@ class Controller:
         self.terms: list[float] = []  # when each began
         self.reads = 0
         self.wall_offset_s = 0.0
+        self.schema = 1
         self.wind_down_s = 0.0
         self.writing = True
         self.on_end: Callable[[], Coroutine[Any, Any, None]] = _nothing
@@ -187,7 +189,7 @@ class Controller:
 
     def me(self) -> Member:
         wall_s = self.runtime.clock.wall_s() + self.wall_offset_s
-        return Member(self.name, f"{self.name}:7700", f"{self.name}:7701", "1", 1, self.copy.position.seq, wall_s)
+        return Member(self.name, f"{self.name}:7700", f"{self.name}:7701", "1", self.schema, self.copy.position.seq, wall_s)
 
     def start(self) -> None:
         self.kv = MemoryKv(self.house.store)

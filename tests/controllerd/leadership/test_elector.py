@@ -158,6 +158,84 @@ def test_an_ended_controller_leaves_at_once() -> None:
     run(story())
 
 
+def test_who_leaves_returns_when_another_one_leads() -> None:
+    async def story(seed: int) -> None:
+        async with house(seed=seed) as h:
+            leader = await h.leader()
+            await asyncio.sleep(5)
+            left_s = loop().time()
+            assert await leader.elector.leave()
+            assert loop().time() - left_s < 0.4
+            (successor,) = h.leading
+            assert leader.elector.leader is not None and leader.elector.leader.name == successor.name != leader.name
+            assert leader.name not in successor.elector.members() and not leader.copy.opened
+            successor.kill()
+            await asyncio.sleep(10)
+            assert leader not in h.leading  # it still runs, but not for election
+
+    for seed in range(5):
+        run(story(seed))
+
+
+def test_who_is_alone_leaves_at_once() -> None:
+    async def story() -> None:
+        async with house("a") as h:
+            leader = await h.leader()
+            await asyncio.sleep(5)
+            assert not await leader.elector.leave() and h.leading == [leader]
+            await leader.stop()
+            assert h.store.get(key.LEADER) is None
+
+    run(story())
+
+
+def test_newer_software_leads_when_all_can_read_what_it_would_migrate_to() -> None:
+    """By then every controller has it, or is gone; those that have not go on leading."""
+
+    async def story(seed: int) -> None:
+        async with house(seed=seed) as h:
+            first = await h.leader()
+            await asyncio.sleep(5)
+            upgraded, last = (c for c in h.controllers.values() if c is not first)
+            for controller in (upgraded, first):
+                await controller.elector.leave()
+                await controller.stop()
+                controller.schema, controller.copy.needed_schema = 2, 2
+                controller.start()
+                await asyncio.sleep(5)
+                assert len(h.leading) == 1 and h.leading[0].schema == 1
+            assert h.leading == [last]
+            with suppress(Conflict):
+                await last.elector.resign(upgraded.name)
+            await asyncio.sleep(6)
+            assert h.leading == [last]  # it was not taken
+            left_s = loop().time()
+            assert await last.elector.leave()
+            assert loop().time() - left_s < 0.5 and h.leading[0].schema == 2
+
+    for seed in range(5):
+        run(story(seed))
+
+
+def test_newer_software_waits_until_the_registration_of_a_dead_controller_is_over() -> None:
+    async def story() -> None:
+        async with house("ab") as h:
+            leader = await h.leader()
+            await asyncio.sleep(5)
+            (other,) = (c for c in h.controllers.values() if c is not leader)
+            await other.stop()
+            other.schema, other.copy.needed_schema = 2, 2
+            other.start()
+            await asyncio.sleep(5)
+            leader.kill()
+            await asyncio.sleep(5)
+            assert h.leading == []
+            await asyncio.sleep(8)
+            assert h.leading == [other]
+
+    run(story())
+
+
 def test_away_for_long_catches_up_by_snapshot() -> None:
     async def story() -> None:
         async with house() as h:

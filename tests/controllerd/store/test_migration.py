@@ -148,6 +148,17 @@ async def test_a_schema_that_older_software_cannot_read(tmp_path: Path) -> None:
     await upgraded.close()
 
 
+async def test_what_a_copy_needs_others_to_know(tmp_path: Path) -> None:
+    await brought_up(tmp_path / "db", LocalLog(), READABLE)
+    later = parse(NEXT + 1, "later", f"-- readable from schema {NEXT}\nCREATE TABLE later (id TEXT PRIMARY KEY) WITHOUT ROWID")
+    last = parse(NEXT + 2, "last", "DROP TABLE later")
+    for known, needed in ((newer(READABLE), 0), ([*newer(READABLE), later], NEXT), ([*newer(READABLE), later, last], NEXT + 2)):
+        replica = Replica(tmp_path / "db", system_runtime(), known)
+        await replica.open()
+        assert replica.needed_schema == needed
+        await replica.close()
+
+
 async def test_what_cannot_be_read_once_stays_so_under_later_migrations(tmp_path: Path) -> None:
     later = parse(
         NEXT + 1, "more", f"-- readable from schema {NEXT - 1}\nCREATE TABLE more (id TEXT PRIMARY KEY) WITHOUT ROWID"
