@@ -2,7 +2,7 @@
 
 Made offline, before the controller is started for the first time: what is measured is a controller that holds a cloud, not
 how long it takes to fill one. Server n is on node n modulo their number, and every PORTS_A_NETWORK servers share a network,
-so each network is spread over as many nodes.
+so each network is spread over as many nodes. At most 256 networks.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ class _Filler:
             made = await Networks(cloud, mtu=1450).create(self.caller, f"net{number}", False, False, ANEW)
             network_id = made.network.id
             self.network_ids.append(network_id)
-            await Subnets(cloud).create(self.caller, network_id, "", f"10.{number >> 8}.{number & 255}.0/24", ANEW)
+            await Subnets(cloud).create(self.caller, network_id, "", f"10.{number}.0.0/16", ANEW)
         for first in range(0, servers, BATCH):
             await self._db.write(self._insert(node_ids, range(first, min(first + BATCH, servers))))
 
@@ -169,7 +169,7 @@ class _Filler:
         port.PORTS.insert(tx, plugged)
         tx.run("INSERT INTO port_security_group VALUES (?, ?)", plugged.id, self.group_id)
         subnet_id = subnet.of_network(tx, network_id)[0].id
-        subnet.take_address(tx, subnet_id, f"10.{network >> 8}.{network & 255}.{10 + place}", plugged.id)
+        subnet.take_address(tx, subnet_id, f"10.{network}.1.{place}", plugged.id)
 
 
 def inventory_of(number: int, kind: str) -> dict[str, object]:

@@ -41,8 +41,9 @@ HELLO_TIMEOUT_S = 10.0
 ASK_TIMEOUT_S = 10.0
 INVENTORY_BYTES_MAX = 2 << 20  # some 30,000 cached images
 HEARTBEAT_SHARE_S = 0.01
-# News of other nodes' ports wait for more of them: the longer the more sessions must hear them.
-GATHER_SHARE_S, GATHER_MIN_S, GATHER_MAX_S = 0.003, 0.05, 0.5
+# News of other nodes' ports wait for more of them: the longer the more sessions must hear them, so that in a burst of launches
+# on large networks they take a third of a core and not all of it.
+GATHER_SHARE_S, GATHER_MIN_S, GATHER_MAX_S = 0.005, 0.05, 1.0
 QUERIES_MAX = 64  # questions that wait to be sent to one agent
 
 KINDS = {

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
 
 import grpc
 from google.protobuf.message import Message
@@ -17,6 +19,10 @@ from daemonkit.errors import Forbidden, InvalidArgument, Unauthenticated
 from daemonkit.tls import peer
 
 Context = grpc.aio.ServicerContext[Any, Any]
+T = TypeVar("T")
+M = TypeVar("M", bound=Message)
+
+RENDERED_AT_ONCE = 64
 
 ORIGIN_KEY = "x-skyrack-origin"  # metadata: whom a controller forwards a call for
 ORIGIN_LENGTH_MAX = 100
@@ -84,6 +90,15 @@ def once(request: Message, *secret_fields: str) -> Once:
 
 def page(request: Any) -> Page:
     return Page.parse(request.page_size, request.page_token)
+
+
+async def rendered(render: Callable[[T], M], items: Sequence[T]) -> list[M]:
+    """A page. Others have their turn in between: a thousand messages take longer than they may wait."""
+    messages: list[M] = []
+    for first in range(0, len(items), RENDERED_AT_ONCE):
+        messages += [render(item) for item in items[first : first + RENDERED_AT_ONCE]]
+        await asyncio.sleep(0)
+    return messages
 
 
 def given(request: Message, *fields: str) -> dict[str, Any]:

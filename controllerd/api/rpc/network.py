@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from google.protobuf.empty_pb2 import Empty
 
-from controllerd.api.rpc.gate import Context, Gate, given, once, page, timestamp
+from controllerd.api.rpc.gate import Context, Gate, given, once, page, rendered, timestamp
 from controllerd.app.network import Networks, NetworkView
 from controllerd.app.port import NewPort, Ports
 from controllerd.app.subnet import Subnets
@@ -102,7 +102,8 @@ class NetworkService(network_pb2_grpc.NetworkServiceServicer):
         caller = await self._gate.caller(context)
         filters = {"name": request.name, "network_id": request.network_id, "server_id": request.server_id}
         found = await self._ports.list(caller, page(request), request.all_projects, **filters)
-        return pb.ListPortsResponse(ports=[render_port(caller, p) for p in found.items], next_page_token=found.next_token)
+        ports = await rendered(lambda p: render_port(caller, p), found.items)
+        return pb.ListPortsResponse(ports=ports, next_page_token=found.next_token)
 
     async def UpdatePort(self, request: pb.UpdatePortRequest, context: Context) -> pb.Port:
         caller = await self._gate.caller(context)

@@ -6,7 +6,7 @@ from typing import Any
 
 from google.protobuf.empty_pb2 import Empty
 
-from controllerd.api.rpc.gate import Context, Gate, page, timestamp
+from controllerd.api.rpc.gate import Context, Gate, page, rendered, timestamp
 from controllerd.app.node import Nodes, NodeView
 from controllerd.domain.node import AgentRecord
 from skyrack.v1 import node_pb2 as pb
@@ -24,7 +24,7 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
     async def ListNodes(self, request: pb.ListNodesRequest, context: Context) -> pb.ListNodesResponse:
         caller = await self._gate.caller(context)
         found = await self._nodes.list(caller, request.name, page(request))
-        return pb.ListNodesResponse(nodes=[render(n) for n in found.items], next_page_token=found.next_token)
+        return pb.ListNodesResponse(nodes=await rendered(render, found.items), next_page_token=found.next_token)
 
     async def UpdateNode(self, request: pb.UpdateNodeRequest, context: Context) -> pb.Node:
         caller = await self._gate.caller(context)

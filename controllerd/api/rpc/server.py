@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from controllerd.api.rpc.gate import Context, Gate, once, page, timestamp
+from controllerd.api.rpc.gate import Context, Gate, once, page, rendered, timestamp
 from controllerd.api.rpc.volume import render_attachment
 from controllerd.app.server import NewServer, Servers, ServerView, Wish
 from controllerd.app.volume import Volumes
@@ -28,7 +28,7 @@ class ServerService(server_pb2_grpc.ServerServiceServicer):
     async def ListServers(self, request: pb.ListServersRequest, context: Context) -> pb.ListServersResponse:
         caller = await self._gate.caller(context)
         found = await self._servers.list(caller, request.name, _state(request.state), request.all_projects, page(request))
-        return pb.ListServersResponse(servers=[render(s) for s in found.items], next_page_token=found.next_token)
+        return pb.ListServersResponse(servers=await rendered(render, found.items), next_page_token=found.next_token)
 
     async def UpdateServer(self, request: pb.UpdateServerRequest, context: Context) -> pb.Server:
         caller = await self._gate.caller(context)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from controllerd.api.rpc.gate import Context, Gate, once, page, timestamp
+from controllerd.api.rpc.gate import Context, Gate, once, page, rendered, timestamp
 from controllerd.app.volume import Volumes, VolumeView
 from controllerd.domain import volume as domain
 from skyrack.v1 import common_pb2, server_pb2, volume_pb2_grpc
@@ -31,7 +31,7 @@ class VolumeService(volume_pb2_grpc.VolumeServiceServicer):
     async def ListVolumes(self, request: pb.ListVolumesRequest, context: Context) -> pb.ListVolumesResponse:
         caller = await self._gate.caller(context)
         found = await self._volumes.list(caller, request.name, request.all_projects, page(request))
-        return pb.ListVolumesResponse(volumes=[render(v) for v in found.items], next_page_token=found.next_token)
+        return pb.ListVolumesResponse(volumes=await rendered(render, found.items), next_page_token=found.next_token)
 
     async def UpdateVolume(self, request: pb.UpdateVolumeRequest, context: Context) -> pb.Volume:
         caller = await self._gate.caller(context)
