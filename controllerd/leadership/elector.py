@@ -328,8 +328,9 @@ class Elector:
         try:
             work.cancel()
             await asyncio.wait([work, renewal], timeout=WIND_DOWN_MAX_S, return_when=asyncio.FIRST_COMPLETED)
-            if not work.done():
-                await asyncio.wait([work], timeout=STUCK_TTLS * self._settings.ttl_s)
+            for ttls in (STUCK_TTLS, 1):  # the second for a process that was stopped, and so slept through the first
+                if not work.done():
+                    await asyncio.wait([work], timeout=ttls * self._settings.ttl_s)
         finally:
             renewal.cancel()
             LEADING.set(0)

@@ -380,6 +380,28 @@ def test_work_that_does_not_end_ends_the_process() -> None:
     run(story())
 
 
+def test_a_process_that_is_stopped_while_its_term_winds_down_goes_on() -> None:
+    async def story() -> None:
+        async with house() as h:
+            leader = await h.leader()
+            await asyncio.sleep(5)
+
+            async def slow() -> None:
+                await asyncio.sleep(2)
+
+            leader.on_end = slow
+            leader.kv.link.cut()
+            assert await until(lambda: leader not in h.leading) < 5
+            leader.pause()
+            await asyncio.sleep(60)
+            leader.resume()
+            leader.kv.link.mend()
+            await asyncio.sleep(10)
+            assert leader.task is not None and not leader.task.done()
+
+    run(story())
+
+
 def test_an_error_in_earnest_ends_the_process_and_gives_the_lease_back() -> None:
     async def story() -> None:
         async with house() as h:
