@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import random
 import sys
 import time
@@ -28,12 +27,11 @@ from skyrack.client.errors import CloudError
 from tests.torture.fault import FAULTS
 from tests.torture.history import End, Event, Verdict, judge
 from tests.torture.load import Client, Load
-from tests.torture.world import FENCED, NAMES, UNFENCED, World
+from tests.torture.world import FENCED, NAMES, UNFENCED, World, apart
 
 CLIENTS = 6
 CALM_S = 1.5  # between faults
 PROGRESS_S = 90.0
-APART = "TORTURE_APART"
 SETTLE_S = 120.0
 UNFENCED_SETTLE_S = 10.0  # they will hardly settle
 TABLES = {"server": "server", "keypair": "keypair"}
@@ -64,25 +62,26 @@ async def torture(seed: int, faults: Sequence[str], module: str = FENCED, minute
     async with World(module) as world, world.connect() as cloud:
         load = Load(await world.prepare(cloud))
         rounds: list[Round] = []
-        async with _working(world, load, seed):
+        async with working(world, load, seed):
             while not rounds or time.monotonic() - began_s < minutes * 60:
                 for name in faults:
                     rounds.append(await _round(world, load, name, dice))
                     print(_line(rounds[-1]), file=sys.stderr, flush=True)
                 if minutes == 0:
                     break
-            await _progress(load, time.monotonic())
-        end = await _settle(world, load, SETTLE_S if module == FENCED else UNFENCED_SETTLE_S)
+            await progress(load, time.monotonic())
+        end = await settle(world, load, SETTLE_S if module == FENCED else UNFENCED_SETTLE_S)
         unknown = sum(o.outcome != "done" for o in load.operations)
         return Report(seed, rounds, unknown, judge(load.operations, end))
 
 
 @asynccontextmanager
-async def _working(world: World, load: Load, seed: int) -> AsyncIterator[None]:
-    """Clients, each with a connection of its own, until the end of the block; what they are at then is finished."""
+async def working(world: World, load: Load, seed: int, first: int = 0) -> AsyncIterator[None]:
+    """Clients, each with a connection of its own, until the end of the block; what they are at then is finished. `first`: the
+    lowest of their numbers, which are in the names that they give."""
     async with AsyncExitStack() as stack:
         work = []
-        for number in range(CLIENTS):
+        for number in range(first, first + CLIENTS):
             cloud = await stack.enter_async_context(world.connect())
             work.append(asyncio.ensure_future(Client(number, seed, cloud, load).run()))
         try:
@@ -93,24 +92,24 @@ async def _working(world: World, load: Load, seed: int) -> AsyncIterator[None]:
 
 
 async def _round(world: World, load: Load, name: str, dice: random.Random) -> Round:
-    leader = await _led(world)
+    leader = await led(world)
     began_s = time.monotonic()
     await FAULTS[name](world, leader, dice)
-    await _progress(load, time.monotonic())
+    await progress(load, time.monotonic())
     await asyncio.sleep(CALM_S)
     answered = sorted(o.answered_s for o in load.answered_after(began_s))
     gap_s = max(later - earlier for earlier, later in zip([began_s, *answered], answered, strict=False))
-    return Round(name, leader, await _led(world), len(answered), round(gap_s, 2))
+    return Round(name, leader, await led(world), len(answered), round(gap_s, 2))
 
 
-async def _led(world: World) -> str:
+async def led(world: World) -> str:
     async with asyncio.timeout(PROGRESS_S):
         while not (leader := await world.leader()):  # noqa: ASYNC110 - nobody tells
             await asyncio.sleep(0.2)
     return leader
 
 
-async def _progress(load: Load, moment_s: float) -> None:
+async def progress(load: Load, moment_s: float) -> None:
     """Until calls that began after `moment_s` are answered. Errors: TimeoutError: the cloud did not come back."""
     async with asyncio.timeout(PROGRESS_S):
         while sum(o.sent_s > moment_s for o in load.answered_after(moment_s)) < CLIENTS:  # noqa: ASYNC110 - as above
@@ -120,7 +119,7 @@ async def _progress(load: Load, moment_s: float) -> None:
 # ---- the end
 
 
-async def _settle(world: World, load: Load, limit_s: float) -> End:
+async def settle(world: World, load: Load, limit_s: float) -> End:
     """Lets unfinished work end, stops everything, and reads the three copies."""
     with suppress(TimeoutError, CloudError):  # what is not finished shows in the copies
         async with world.connect() as cloud, asyncio.timeout(limit_s):
@@ -169,16 +168,8 @@ def _line(one: Round) -> str:
     return f"{one.fault:20} {one.leader} -> {one.next_leader}  {one.acknowledged:5} acknowledged, longest gap {one.gap_s:.2f} s"
 
 
-def _apart() -> None:
-    """In a mount namespace of our own, so that the small file systems of the controllers go with this process."""
-    if os.environ.get(APART) != "1":
-        os.environ[APART] = "1"
-        argv = ["unshare", "--mount", "--propagation", "private", sys.executable, "-m", "tests.torture.run", *sys.argv[1:]]
-        os.execvp(argv[0], argv)
-
-
 def main() -> int:
-    _apart()
+    apart("tests.torture.run")
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=len(FAULTS))
     parser.add_argument("--minutes", type=float, default=0.0)

@@ -8,6 +8,7 @@ here: the caller must be in a mount namespace of its own.
 from __future__ import annotations
 
 import asyncio
+import os
 import shlex
 import shutil
 import subprocess
@@ -36,6 +37,7 @@ FENCED, UNFENCED = "tests.torture.fenced", "tests.torture.unfenced"
 SETTLE_S = 90.0
 DISK_MIB = 128  # of a controller; so little that it can be filled
 ACT_S = 120.0
+APART = "TORTURE_APART"
 
 
 @dataclass(frozen=True)
@@ -118,11 +120,11 @@ class World:
     def _install(self) -> None:
         for name in NAMES:
             self._configure(name)
-        _run(self._controllerd("c1", "bootstrap", "--admin-env", str(self.directory / "admin.env")))
+        self.act("c1", "bootstrap", "--admin-env", str(self.directory / "admin.env"))
         for name in NAMES[1:]:
             bundle = str(self.directory / f"{name}.bundle")
-            _run(self._controllerd("c1", "bundle", name, "--address", "127.0.0.1", "-o", bundle))
-            _run(self._controllerd(name, "bootstrap", "--bundle", bundle))
+            self.act("c1", "bundle", name, "--address", "127.0.0.1", "-o", bundle)
+            self.act(name, "bootstrap", "--bundle", bundle)
         assert self.etcd.tls_dir is not None
         for name in NAMES:
             shutil.copytree(self.etcd.tls_dir, self.home(name) / "etcd", dirs_exist_ok=True)
@@ -139,21 +141,35 @@ class World:
         }  # fmt: skip
         cluster = {"etcd": [f"127.0.0.1:{port}" for port in doors.to_etcd], "etcd_tls_dir": f"{home}/etcd"}
         (home / "controllerd.toml").write_text(toml(keys, cluster=cluster))
-        environ = {"TORTURE_CLOCK": str(self.clock_file(name))}
-        self.controllers[name] = Process(name, self.directory, self._controllerd(name), environ)
+        self.install(name, self._module)
+
+    def install(self, name: str, module: str) -> None:
+        """What runs as that controller from its next start on. It does not run now."""
+        argv = program(module, "--config", str(self.home(name) / "controllerd.toml"))
+        self.controllers[name] = Process(name, self.directory, argv, {"TORTURE_CLOCK": str(self.clock_file(name))})
+
+    def act(self, name: str, *words: str) -> str:
+        """An act of skyrack-controllerd on that controller's data. Errors: CalledProcessError."""
+        return _run(self._controllerd(name, *words))
 
     def _controllerd(self, name: str, *words: str) -> list[str]:
-        module = self._module if not words else "controllerd.daemon"
-        return program(module, "--config", str(self.home(name) / "controllerd.toml"), *words)
+        return program("controllerd.daemon", "--config", str(self.home(name) / "controllerd.toml"), *words)
 
     # ---- using
 
     def connect(self) -> Cloud:
         """The SDK, as the admin, with every controller's address."""
+        return Cloud.connect(environ=self._access(), patience=PATIENCE)
+
+    def skyrack(self, *words: str) -> str:
+        """Output of the CLI, so too. Errors: CalledProcessError."""
+        return _run(program("skyrack.cli.main", *words), **self._access())
+
+    def _access(self) -> dict[str, str]:
         words = shlex.split((self.directory / "admin.env").read_text())
         environ = dict(word.split("=", 1) for word in words if "=" in word)
         environ["SKYRACK_ENDPOINT"] = ",".join(f"127.0.0.1:{doors.api}" for doors in self.doors.values())
-        return Cloud.connect(environ=environ, patience=PATIENCE)
+        return environ
 
     async def leader(self) -> str:
         """Who serves as the leader now, asked at every controller itself; "" = none that answers."""
@@ -216,8 +232,18 @@ class World:
         return Process(daemon, self.directory, program(f"{daemon}.daemon", "--config", str(path)))
 
 
-def _run(argv: list[str], given: str = "") -> None:
-    done = subprocess.run(argv, input=given, capture_output=True, text=True, timeout=ACT_S, check=False)
+def _run(argv: list[str], given: str = "", **environ: str) -> str:
+    environment = {**os.environ, **environ}
+    done = subprocess.run(argv, input=given, capture_output=True, text=True, timeout=ACT_S, check=False, env=environment)
     if done.returncode:
         sys.stderr.write(done.stdout + done.stderr)
         done.check_returncode()
+    return done.stdout
+
+
+def apart(module: str) -> None:
+    """This program, begun again in a mount namespace of its own, so that the controllers' small file systems go with it."""
+    if os.environ.get(APART) != "1":
+        os.environ[APART] = "1"
+        argv = ["unshare", "--mount", "--propagation", "private", sys.executable, "-m", module, *sys.argv[1:]]
+        os.execvp(argv[0], argv)
