@@ -107,10 +107,11 @@ class Reconciler:
         except (SkyrackError, OSError) as error:
             log.error("can't look at the volumes", extra={"why": str(error)})
             return
-        for volume_id in found.keys() | self.held.keys():
+        ids = found.keys() | self.held.keys()  # what was held and is not is to be told, too
+        for volume_id in ids:
             if f"volume/{volume_id}" not in self._worked | self._busy:
                 self._set_held(volume_id, found.get(volume_id))
-        ids = self.held.keys() | self.desired.volumes.keys() | {e.volume_id for e in self.desired.exports.values()}
+        ids |= self.desired.volumes.keys() | {e.volume_id for e in self.desired.exports.values()}
         self._mark({f"volume/{i}" for i in ids} | {f"blob/{s}" for s in self._images.held.keys() | self.desired.blobs.keys()})
 
     async def _look(self, volume_id: str) -> None:

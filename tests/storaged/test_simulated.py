@@ -84,6 +84,24 @@ async def test_it_ends_as_wanted_whatever_fails(tmp_path: Path, seed: int, quick
         await asyncio.gather(running, return_exceptions=True)
 
 
+async def test_what_nobody_wants_and_somebody_took_away_is_told_to_be_gone(tmp_path: Path, quick: None) -> None:
+    stage = Stage(tmp_path, 0)
+    await stage.images.open()
+    running = asyncio.create_task(stage.reconciler.run())
+    try:
+        stage.want(volume("v"))
+        await stage.until(lambda: stage.told.get("volume/v") == Observed(State.READY))
+        stage.want(forget=("volume/v",))
+        await stage.until(lambda: stage.told["volume/v"].foreign)
+        stage.driver.sizes.clear()
+        await stage.reconciler.look_around()
+        await stage.until(lambda: stage.told["volume/v"].state is State.GONE)
+        assert stage.reconciler.observe() == {}
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
 def settled(stage: Stage) -> bool:
     wanted = stage.reconciler.desired
     served = {export.tag for exports in stage.driver.exports.values() for export in exports.values()}
