@@ -12,6 +12,8 @@ import os
 import sys
 import tempfile
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -54,10 +56,17 @@ class Result:
         ).hexdigest()
 
 
-def run(seed: int, shape: Shape | None = None, *, brief: bool = False) -> Result:
-    """In a directory in memory, if there is one. `brief`: less misfortune, for the many seeds of a test."""
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """In memory, if there is such a place."""
     memory = Path("/dev/shm")
     base = memory if os.access(memory, os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="skyrack-sim-", dir=base) as path:
+        yield Path(path)
+
+
+def run(seed: int, directory: Path, shape: Shape | None = None, *, brief: bool = False) -> Result:
+    """In a directory of its own below `directory`. `brief`: less misfortune, for the many seeds of a test."""
     world_of: list[World] = []
 
     async def live(directory: Path) -> None:
@@ -66,10 +75,10 @@ def run(seed: int, shape: Shape | None = None, *, brief: bool = False) -> Result
             await Life(world, BRIEF_S if brief else MISFORTUNE_S).run()
 
     failure = ""
-    with tempfile.TemporaryDirectory(prefix="skyrack-sim-", dir=base) as scratch:
+    with tempfile.TemporaryDirectory(dir=directory) as own:
         try:
             with asyncio.Runner(loop_factory=RepeatableLoop) as runner:
-                runner.run(live(Path(scratch)))
+                runner.run(live(Path(own)))
         except Exception as error:
             failure = _told(error)
     return Result(seed, world_of[0].history if world_of else [], failure, brief)
@@ -181,7 +190,8 @@ def main() -> int:
         logging.basicConfig(level=logging.INFO, format="%(name)s %(message)s", stream=sys.stderr)
     else:
         logging.disable(logging.CRITICAL)
-    result = run(seed, brief="--brief" in sys.argv)
+    with scratch() as directory:
+        result = run(seed, directory, brief="--brief" in sys.argv)
     if result.failure:
         print("\n".join(result.history[-TAIL:]), result.failure, f"seed {seed}", sep="\n")
         return 1

@@ -16,24 +16,25 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
-from tests.simulation.run import TAIL, Result, run
+from tests.simulation.run import TAIL, Result, run, scratch
 
 SEEDS_A_PROCESS = 25  # then a fresh one: what a run leaves in memory does not pile up
 
 
-def one(brief: bool, seed: int) -> Result:
+def one(directory: Path, brief: bool, seed: int) -> Result:
     """In a worker."""
     logging.disable(logging.CRITICAL)
-    return run(seed, brief=brief)
+    return run(seed, directory, brief=brief)
 
 
 @contextmanager
 def results(seeds: Sequence[int], workers: int = 0, *, brief: bool = False) -> Iterator[Iterator[Result]]:
-    """As they come. Worker processes are gone at the end. `workers`: 0 = one a core."""
+    """As they come. Worker processes, and what they wrote, are gone at the end. `workers`: 0 = one a core."""
     spawn = multiprocessing.get_context("spawn")
-    with spawn.Pool(workers or os.cpu_count() or 1, maxtasksperchild=SEEDS_A_PROCESS) as pool:
-        yield pool.imap_unordered(partial(one, brief), seeds)
+    with scratch() as directory, spawn.Pool(workers or os.cpu_count() or 1, maxtasksperchild=SEEDS_A_PROCESS) as pool:
+        yield pool.imap_unordered(partial(one, directory, brief), seeds)
 
 
 def report(result: Result) -> str:

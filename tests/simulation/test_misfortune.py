@@ -38,9 +38,9 @@ def test_whatever_happens() -> None:
     assert not failed, "\n\n".join(report(result) for result in failed)
 
 
-def test_a_failure_can_be_replayed_in_another_process() -> None:
+def test_a_failure_can_be_replayed_in_another_process(tmp_path: Path) -> None:
     """There sets of strings have another order, and objects other addresses."""
-    here = run(SEED, brief=True)
+    here = run(SEED, tmp_path, brief=True)
     command = [sys.executable, "-m", "tests.simulation.run", str(SEED), "--brief"]
     environment = os.environ | {"PYTHONHASHSEED": "7"}
     there = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=HANG_S, check=True)

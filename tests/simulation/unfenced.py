@@ -10,7 +10,7 @@ from controllerd.leadership import key
 from controllerd.leadership.entry import Entry, encode
 from controllerd.leadership.kv import Put
 from controllerd.leadership.replicated_log import ReplicatedLog
-from tests.simulation.run import Result, run
+from tests.simulation.run import Result, run, scratch
 from tests.simulation.world import Shape
 
 
@@ -36,9 +36,9 @@ def _with(log: type[ReplicatedLog]) -> Iterator[None]:
 
 
 def first_failure(log: type[ReplicatedLog], seeds: range) -> Result | None:
-    with _with(log):
+    with _with(log), scratch() as directory:
         for seed in seeds:
-            result = run(seed, Shape(3))
+            result = run(seed, directory, Shape(3))
             if result.failure:
                 return result
     return None
