@@ -48,7 +48,7 @@ class Computed:
             hypervisor, store, runtime, reporter.publish,
             starts_max=settings.starts_max, stop_grace_s=settings.stop_grace_s, pass_interval_s=settings.pass_interval_s,
         )  # fmt: skip
-        agent = ComputeAgent(settings.listen, hypervisor, store, self.reconciler, runtime, stop_grace_s=settings.stop_grace_s)
+        agent = ComputeAgent(settings.listen, hypervisor, store, self.reconciler, stop_grace_s=settings.stop_grace_s)
         session = SessionSettings(settings.node, tuple(settings.controllers), boot_id)
         self.session = Session(agent, session, dialer, ledger, runtime)
         reporter.session = self.session

@@ -10,8 +10,7 @@ from computed.drivers.base import Hypervisor, Store
 from computed.reconcile import Reconciler
 from computed.spec import GIB, Observed, ObservedState, Server
 from daemonkit import desired
-from daemonkit.errors import DeadlineExceeded, InvalidArgument, NotFound
-from daemonkit.runtime import Runtime
+from daemonkit.errors import InvalidArgument, NotFound
 from skyrack.v1 import agent_pb2
 
 log = logging.getLogger(__name__)
@@ -31,13 +30,12 @@ class ComputeAgent:
         hypervisor: Hypervisor,
         store: Store,
         reconciler: Reconciler,
-        runtime: Runtime,
         *,
         stop_grace_s: float,
     ) -> None:
         """`address`: "host:port" of this daemon's own gRPC."""
         self._address, self._hypervisor, self._store = address, hypervisor, store
-        self._reconciler, self._runtime, self._stop_grace_s = reconciler, runtime, stop_grace_s
+        self._reconciler, self._stop_grace_s = reconciler, stop_grace_s
 
     async def inventory(self) -> agent_pb2.Inventory:
         """Without capacity until libvirtd was reached once: nothing is placed here before."""
@@ -72,8 +70,6 @@ class ComputeAgent:
         return [wire.observed(server_id, observed) for server_id, observed in seen.items()]
 
     async def run_task(self, task: agent_pb2.Task) -> agent_pb2.TaskResult:
-        if task.HasField("deadline") and task.deadline.ToNanoseconds() / 1e9 < self._runtime.clock.wall_s():
-            raise DeadlineExceeded("the deadline was over before the task began")
         if task.WhichOneof("action") != "reboot_server":
             raise InvalidArgument("action", "is not known to this agent")
         order = task.reboot_server

@@ -125,7 +125,7 @@ class Controller:
         self.passwords = Passwords(cloud)
         self.login = Login(cloud, self.passwords)
         self.identity = Identity(cloud, self.passwords, ensure_default)
-        self.nodes = Nodes(cloud, self.authority, self._all_apis, self._all_agents)
+        self.nodes = Nodes(cloud, self.authority, self._all_apis, self._all_agents, self.sessions.clock_offset_s)
         self.quotas = Quotas(cloud)
         self.history = History(cloud)
         self.flavors = Flavors(cloud)

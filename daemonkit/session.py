@@ -40,7 +40,9 @@ GOOD_SESSION_S = 5.0  # one that lasted as long starts the backoff afresh
 SPREAD_S = 0.002  # a node: after a leader's end all agents dial within nodes x this
 WELCOME_TIMEOUT_S = 10.0  # from dialling
 HEARTBEAT_INTERVAL_S = 10.0  # where the welcome names none
-INVENTORY_INTERVAL_S = 2.0  # that a change of the machine waits at the longest until it is told
+INVENTORY_INTERVAL_S = 2.0  # that a change of the machine, or of its clock, waits at the longest until it is told
+CLOCK_STEP_S = 1.0  # by which the wall clock was set
+CLOCK_INTERVAL_S = 600.0  # the clocks are told so often, also by an agent that has so much to say that it need not beat
 ACK_TIMEOUT_S = 30.0  # a controller that takes a report in silence for so long is left
 TELEMETRY_BATCH = 500
 TELEMETRY_INTERVAL_S = 15.0  # silence after which a batch is sent again
@@ -219,7 +221,7 @@ class Session:
         try:
             hello, welcome = await self._greet(stream)
             log.info("session", extra={"controller": address, "epoch": self._epoch})
-            await self._talk(stream, hello.inventory, welcome)
+            await self._talk(stream, hello, welcome)
         finally:
             await stream.close()
 
@@ -231,6 +233,7 @@ class Session:
             boot_id=self._settings.boot_id, inventory=await self._agent.inventory(),
             desired_epoch=self.mirror.epoch, desired_generation=self.mirror.generation, desired_hash=self.mirror.hash(),
         )  # fmt: skip
+        self._read_clocks(hello)
         try:
             async with asyncio.timeout(WELCOME_TIMEOUT_S):
                 await stream.send(agent_pb2.AgentMessage(hello=hello))
@@ -256,7 +259,7 @@ class Session:
 
     # ---- talking
 
-    async def _talk(self, stream: AgentStream, inventory: agent_pb2.Inventory, welcome: agent_pb2.Welcome) -> None:
+    async def _talk(self, stream: AgentStream, hello: agent_pb2.Hello, welcome: agent_pb2.Welcome) -> None:
         self._outbox = outbox = _Outbox()
         self._unacknowledged.clear()
         self._began_s = asyncio.get_running_loop().time()
@@ -267,27 +270,34 @@ class Session:
         async with asyncio.TaskGroup() as group:
             group.create_task(outbox.drain(stream))
             group.create_task(outbox.watch())
-            group.create_task(self._beat(inventory, outbox, welcome.heartbeat_interval_ms / 1000 or HEARTBEAT_INTERVAL_S))
+            group.create_task(self._beat(hello, outbox, welcome.heartbeat_interval_ms / 1000 or HEARTBEAT_INTERVAL_S))
             group.create_task(self._ship())
             group.create_task(self._receive_all(stream, outbox))
 
-    async def _beat(self, last: agent_pb2.Inventory, outbox: _Outbox, interval_s: float) -> None:
+    async def _beat(self, hello: agent_pb2.Hello, outbox: _Outbox, interval_s: float) -> None:
         """Says that we live after a silence of the interval, and at once what has changed at this machine."""
         loop = asyncio.get_running_loop()
+        last, clocks, clocks_s = hello.inventory, _wall_ahead_s(hello), loop.time()
         while True:
             silent_s = loop.time() - outbox.filled_s
             await asyncio.sleep(min(max(interval_s - silent_s, 0.01), INVENTORY_INTERVAL_S))
             beat = agent_pb2.Heartbeat()
-            beat.wall_time.FromNanoseconds(int(self._runtime.clock.wall_s() * 1e9))
             current = await self._agent.inventory()
             if current != last:
                 beat.inventory.CopyFrom(current)
                 last = current
-            if beat.HasField("inventory") or loop.time() - outbox.filled_s >= interval_s:
+            self._read_clocks(beat)
+            set_anew = abs(_wall_ahead_s(beat) - clocks) >= CLOCK_STEP_S or loop.time() - clocks_s >= CLOCK_INTERVAL_S
+            if set_anew or beat.HasField("inventory") or loop.time() - outbox.filled_s >= interval_s:
+                clocks, clocks_s = _wall_ahead_s(beat), loop.time()
                 self._put(agent_pb2.AgentMessage(heartbeat=beat))
             oldest_s = next(iter(self._unacknowledged.values()), None)
-            if oldest_s is not None and asyncio.get_running_loop().time() - oldest_s > ACK_TIMEOUT_S:
+            if oldest_s is not None and loop.time() - oldest_s > ACK_TIMEOUT_S:
                 raise Unavailable("the controller does not acknowledge reports")
+
+    def _read_clocks(self, message: agent_pb2.Hello | agent_pb2.Heartbeat) -> None:
+        message.boottime_us = int(self._runtime.clock.boottime_s() * 1e6)
+        message.wall_time.FromMicroseconds(int(self._runtime.clock.wall_s() * 1e6))
 
     async def _ship(self) -> None:
         """The spool in batches, one in flight; it goes again only after a long silence, or in the next session."""
@@ -362,13 +372,16 @@ class Session:
     def _start_task(self, task: agent_pb2.Task) -> None:
         if task.task_id not in self._running:
             self._running.add(task.task_id)
-            self._start(self._run_task(task))
+            until_s = self._runtime.clock.boottime_s() + task.remaining_ms / 1000 if task.HasField("remaining_ms") else None
+            self._start(self._run_task(task, until_s))
 
-    async def _run_task(self, task: agent_pb2.Task) -> None:
+    async def _run_task(self, task: agent_pb2.Task, until_s: float | None) -> None:
+        """`until_s`: its deadline, of this machine's boot-time clock."""
         try:
             fresh, result = await self._ledger.begin_task(task.task_id)
             if result is None:
-                result = await self._perform(task) if fresh else _failed("INTERRUPTED", "the agent ended while it ran this")
+                interrupted = _failed("INTERRUPTED", "the agent ended while it ran this")
+                result = await self._perform(task, until_s) if fresh else interrupted
                 result.task_id = task.task_id
                 await self._record(result)
         except SkyrackError as error:
@@ -379,10 +392,8 @@ class Session:
             self._running.discard(task.task_id)
         self._put(agent_pb2.AgentMessage(task_result=result))
 
-    async def _perform(self, task: agent_pb2.Task) -> agent_pb2.TaskResult:
-        left_s: float | None = None
-        if task.HasField("deadline"):
-            left_s = task.deadline.ToNanoseconds() / 1e9 - self._runtime.clock.wall_s()
+    async def _perform(self, task: agent_pb2.Task, until_s: float | None) -> agent_pb2.TaskResult:
+        left_s = None if until_s is None else until_s - self._runtime.clock.boottime_s()
         try:
             if left_s is not None and left_s <= 0:
                 raise DeadlineExceeded("came after its deadline")
@@ -414,6 +425,11 @@ class Session:
             log.error("query failed by a bug", exc_info=error, extra={"query": query.query_id})
             answer.ok, answer.fault = False, "internal error of the agent"
         outbox.put(agent_pb2.AgentMessage(answer=answer))
+
+
+def _wall_ahead_s(message: agent_pb2.Hello | agent_pb2.Heartbeat) -> float:
+    """Of the boot-time clock, in what was told."""
+    return (message.wall_time.ToMicroseconds() - message.boottime_us) / 1e6
 
 
 def _failed(reason: str, fault: str) -> agent_pb2.TaskResult:

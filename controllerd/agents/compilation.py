@@ -40,11 +40,12 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Compiled:
-    """`message`: without base and generation, None when there is nothing to say. `tasks`: (id, encoded) not ended yet."""
+    """`message`: without base and generation, None when there is nothing to say. `tasks`: (id, encoded, deadline) not ended
+    yet."""
 
     state: State
     message: agent_pb2.DesiredState | None
-    tasks: list[tuple[str, bytes]]
+    tasks: list[tuple[str, bytes, float]]
 
 
 class Compilation:

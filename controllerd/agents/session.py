@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 
 from google.protobuf.json_format import MessageToDict
 
+from controllerd.agents import clock, order
+from controllerd.agents.clock import AgentClock
 from controllerd.agents.compilation import Compilation, Compile, Wanted
 from controllerd.agents.desired.state import State
 from controllerd.agents.intake import FAULT_LENGTH_MAX, Intake
@@ -88,6 +90,7 @@ class _Session:
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     queries: asyncio.Queue[agent_pb2.Query] = field(default_factory=lambda: asyncio.Queue(QUERIES_MAX))
     questions: dict[str, asyncio.Future[agent_pb2.Answer]] = field(default_factory=dict)
+    clock: AgentClock = field(default_factory=AgentClock)
 
     @property
     def key(self) -> tuple[str, str]:
@@ -132,6 +135,11 @@ class Sessions:
     def connected(self, node_id: str, kind: str) -> bool:
         return (node_id, kind) in self._sessions
 
+    def clock_offset_s(self, node_id: str, kind: str) -> float | None:
+        """How far the agent's machine's clock is ahead of the cloud's time. None: not in session, or not known yet."""
+        session = self._sessions.get((node_id, kind))
+        return session.clock.offset_s if session else None
+
     async def ask(self, node_id: str, kind: str, query: agent_pb2.Query) -> bytes:
         """A question to an agent. Errors: Unavailable (not in session, no answer, or the agent's fault)."""
         session = self._sessions.get((node_id, kind))
@@ -166,7 +174,9 @@ class Sessions:
         """Gives why the session ended."""
         try:
             hello = await _hello(stream)
+            came_s = self._db.now_s()
             session = await self._admit(stream, hello, identity)
+            session.clock.told(hello, came_s)
             with self._registered(session):
                 session.agents = await self._db.write(lambda tx: self._record(tx, session, hello))
                 await self._talk(session, hello)
@@ -200,9 +210,11 @@ class Sessions:
             older.ended.set()
         self._sessions[session.key] = session
         log.info("agent in session", extra={"node": session.node.name, "agent": session.kind})
+        clock.AGENTS_OFF.inc(session.clock.off is True)
         try:
             yield
         finally:
+            clock.AGENTS_OFF.dec(session.clock.off is True)
             self._carry(session, ())
             if self._sessions.get(session.key) is session:
                 del self._sessions[session.key]
@@ -225,6 +237,8 @@ class Sessions:
             kind = "node.agent_up" if known is None else "node.back"
             event.record(tx, kind, "", session.node.id, f"{session.kind} on {session.node.name} is in session")
             tx.touch(*server.ids_of_node(tx, session.node.id))  # they no longer show UNKNOWN
+        if session.clock.off is not None:
+            clock.record(tx, session.node, session.clock)
         return node_store.count_agents(tx)
 
     async def _talk(self, session: _Session, hello: agent_pb2.Hello) -> None:
@@ -273,10 +287,11 @@ class Sessions:
             compiled.message.base = 0 if held is not None else session.generation
             compiled.message.generation = self._next_generation(session)
             await session.stream.send(self._message(desired=compiled.message))
-        for task_id, body in compiled.tasks:
+        for task_id, body, deadline in compiled.tasks:
             if task_id not in session.tasks_sent:
                 session.tasks_sent.add(task_id)
-                await session.stream.send(self._message(task=agent_pb2.Task.FromString(body)))
+                task = order.remaining(body, deadline - self._db.now_s())
+                await session.stream.send(self._message(task=task))
 
     def _carry(self, session: _Session, network_ids: Iterable[str]) -> None:
         """Enters the session with these networks and no others."""
@@ -344,6 +359,7 @@ class Sessions:
             case "task_result":
                 await self._take_result(session, message.task_result)
             case "heartbeat":
+                await self._take_clocks(session, message.heartbeat)
                 if message.heartbeat.HasField("inventory"):
                     await self._db.write(lambda tx: self._new_inventory(tx, session, message.heartbeat.inventory))
             case "resync":
@@ -355,6 +371,12 @@ class Sessions:
                 future = session.questions.get(message.answer.query_id)
                 if future and not future.done():
                     future.set_result(message.answer)
+
+    async def _take_clocks(self, session: _Session, beat: agent_pb2.Heartbeat) -> None:
+        before = session.clock.off
+        if session.clock.told(beat, self._db.now_s()):
+            clock.AGENTS_OFF.inc((session.clock.off is True) - (before is True))
+            await self._db.write(lambda tx: clock.record(tx, session.node, session.clock))
 
     async def _take_result(self, session: _Session, result: agent_pb2.TaskResult) -> None:
         def end(tx: Tx) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from controllerd.agents.authority import Authority
@@ -31,6 +31,7 @@ NODE_ROLES = tuple(role for role in ROLES if role != "controller")
 
 
 Addresses = Callable[[], Sequence[str]]  # as they are now
+ClockOffset = Callable[[str, str], float | None]  # of (node id, kind of agent): seconds its clock is ahead, None = not known
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class NodeView:
     node: Node
     agents: Sequence[AgentRecord]
     held: Row  # vcpus, memory_mib, disk_gib, servers; empty when nothing is claimed
+    clock_offsets_s: Mapping[str, float]  # kind of agent -> how far its machine's clock is ahead of the cloud's time
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,12 @@ class Joined:
 
 
 class Nodes:
-    def __init__(self, cloud: Cloud, authority: Authority, apis: Addresses, controllers: Addresses) -> None:
+    def __init__(
+        self, cloud: Cloud, authority: Authority, apis: Addresses, controllers: Addresses, clock_offset_s: ClockOffset
+    ) -> None:
         """`apis`, `controllers`: addresses "host:port" a joining node is told for the API and the agent service."""
         self._db, self._runtime, self._authority = cloud.database, cloud.runtime, authority
-        self._apis, self._controllers = apis, controllers
+        self._apis, self._controllers, self._clock_offset_s = apis, controllers, clock_offset_s
 
     async def create_join_token(self, caller: Caller, name: str, roles: Sequence[str], lifetime_s: int) -> tuple[str, float]:
         """(token, expiry). The token is shown once; only the hash of its secret is kept."""
@@ -109,7 +113,7 @@ class Nodes:
 
     async def get(self, caller: Caller, name_or_id: str) -> NodeView:
         authorise(caller, "node.get")
-        return await self._db.read(lambda tx: _views(tx, [_find(tx, name_or_id)])[0])
+        return await self._db.read(lambda tx: self._views(tx, [_find(tx, name_or_id)])[0])
 
     async def list(self, caller: Caller, name: str, page: Page) -> PageOf[NodeView]:
         authorise(caller, "node.list")
@@ -117,7 +121,7 @@ class Nodes:
         def find(tx: Tx) -> PageOf[NodeView]:
             condition, values = like_name(name)
             found = NODES.page(tx, page, condition, *values)
-            return PageOf(_views(tx, found.items), found.next_token)
+            return PageOf(self._views(tx, found.items), found.next_token)
 
         return await self._db.read(find)
 
@@ -129,7 +133,7 @@ class Nodes:
             NODES.update(tx, node.id, enabled=enabled)
             event.record(tx, "node.enable" if enabled else "node.disable", "", node.id, node.name)
             tx.touch(node.id)
-            return _views(tx, [replace(node, enabled=enabled)])[0]
+            return self._views(tx, [replace(node, enabled=enabled)])[0]
 
         return await self._db.write(change)
 
@@ -138,7 +142,7 @@ class Nodes:
 
         def remove(tx: Tx) -> None:
             node = _find(tx, name_or_id)
-            if any(a.connected for a in _views(tx, [node])[0].agents):
+            if any(a.connected for a in self._views(tx, [node])[0].agents):
                 raise Conflict(f"node {node.name} is in session; stop its daemons first")
             if store.holds_anything(tx, node.id):
                 raise Conflict(f"node {node.name} still holds servers, volumes, images or routers")
@@ -147,11 +151,16 @@ class Nodes:
 
         await self._db.write(remove)
 
+    def _views(self, tx: Tx, nodes: Sequence[Node]) -> Sequence[NodeView]:
+        found, held = store.agents(tx, [n.id for n in nodes]), store.holdings(tx)
+        views = []
+        for node in nodes:
+            agents = found.get(node.id, [])
+            offsets_s = {a.kind: self._clock_offset_s(node.id, a.kind) for a in agents}
+            known = {kind: offset_s for kind, offset_s in offsets_s.items() if offset_s is not None}
+            views.append(NodeView(node, agents, held.get(node.id, {}), known))
+        return views
+
 
 def _find(tx: Tx, name_or_id: str) -> Node:
     return store.by_name(tx, name_or_id) or NODES.get(tx, name_or_id)
-
-
-def _views(tx: Tx, nodes: Sequence[Node]) -> list[NodeView]:
-    agents, held = store.agents(tx, [n.id for n in nodes]), store.holdings(tx)
-    return [NodeView(n, agents.get(n.id, []), held.get(n.id, {})) for n in nodes]

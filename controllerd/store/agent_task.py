@@ -23,9 +23,13 @@ def order(tx: Tx, task_id: str, node_id: str, agent_kind: str, body: bytes, dead
     tx.touch(node_id)
 
 
-def outstanding(tx: Tx, node_id: str, agent_kind: str) -> list[tuple[str, bytes]]:
-    sql = "SELECT id, body FROM agent_task WHERE node_id = ? AND agent_kind = ? AND ended = 0"
-    return [(row["id"], row["body"]) for row in tx.each(sql, node_id, agent_kind)]
+def outstanding(tx: Tx, node_id: str, agent_kind: str) -> list[tuple[str, bytes, float]]:
+    """(id, encoded Task, deadline), whose task may have been given more time since."""
+    sql = (
+        "SELECT a.id, a.body, max(a.deadline, coalesce(t.deadline, 0)) AS deadline"
+        " FROM agent_task a LEFT JOIN task t ON t.id = a.id WHERE a.node_id = ? AND a.agent_kind = ? AND a.ended = 0"
+    )
+    return [(row["id"], row["body"], row["deadline"]) for row in tx.each(sql, node_id, agent_kind)]
 
 
 def end(tx: Tx, node_id: str, task_id: str, ok: bool, reason: str, fault: str) -> None:

@@ -51,6 +51,13 @@ def last_seq(tx: Tx) -> int:
     return int(tx.value("SELECT coalesce(max(seq), 0) FROM event"))
 
 
+def last_of(tx: Tx, resource_id: str, *kinds: str) -> str:
+    """Which of these kinds the resource had last, "" = none of them."""
+    marks = ", ".join("?" * len(kinds))
+    sql = f"SELECT kind FROM event WHERE resource_id = ? AND kind IN ({marks}) ORDER BY seq DESC LIMIT 1"
+    return str(tx.value(sql, resource_id, *kinds) or "")
+
+
 def times_of(tx: Tx, resource_id: str, kind_prefix: str) -> list[tuple[str, float]]:
     """(kind, time) of a resource's events whose kind starts so, in order."""
     sql = "SELECT kind, time FROM event WHERE resource_id = ? AND kind GLOB ? ORDER BY seq"

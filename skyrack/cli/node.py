@@ -23,14 +23,23 @@ if TYPE_CHECKING:
 
 ROLES = click.Choice(["controller", "compute", "edge", "gateway", "storage"])
 TLS_DIR = Path("/etc/skyrack/tls")
+CLOCK_OFF_S = 5.0  # a clock that is further off is pointed out
 
 node = click.Group("node", help="Machines of the cloud.")
 
 
 def agents(row: Node) -> str:
     return "\n".join(
-        f"{agent.kind} {'connected' if agent.connected else 'away'} {agent.version} {agent.address}" for agent in row.agents
+        f"{agent.kind} {'connected' if agent.connected else 'away'} {agent.version} {agent.address}"
+        + ("" if agent.clock_offset_s is None else f" clock {agent.clock_offset_s:+.1f} s")
+        for agent in row.agents
     )
+
+
+def clock(row: Node) -> str:
+    """The agent's that is furthest off; nothing while they are right."""
+    offset_s = max((agent.clock_offset_s or 0.0 for agent in row.agents), key=abs, default=0.0)
+    return f"{offset_s:+.1f} s" if abs(offset_s) > CLOCK_OFF_S else ""
 
 
 def details(row: Node) -> Details:
@@ -49,6 +58,7 @@ async def list_nodes(cloud: Cloud) -> Output:
         "RAM MiB": lambda row: f"{row.memory_mib_claimed}/{row.memory_mib}",
         "Disk GiB": lambda row: f"{row.disk_gib_claimed}/{row.disk_gib}",
         "Servers": "servers",
+        "Clock": clock,
     }
     return Table(rows, columns)
 

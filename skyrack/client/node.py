@@ -22,6 +22,9 @@ class NodeAgent:
     last_seen_at: datetime.datetime | None
     version: str
     address: str
+    clock_offset_s: float | None
+    """How far its machine's clock is ahead of the cloud's time, negative when behind; None when not in session, or not known
+    yet."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """From protobuf messages to the frozen dataclasses that users see, driven by the dataclass: its fields are the message's.
 
 Timestamps become aware UTC datetimes (None when unset), enums their short names ("SERVER_STATE_ACTIVE" -> "ACTIVE"), repeated
-fields tuples, maps dicts, messages records of their own (None when unset).
+fields tuples, maps dicts, messages records of their own (None when unset), optional numbers None when unset.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def _converter(hint: Any, field: Any) -> Convert:
     single = _single(hint, field)
     if field.is_repeated:
         return lambda values, _message, _name: tuple(single(value) for value in values)
-    if message_type is not None:
+    if message_type is not None or type(None) in typing.get_args(hint):
         return lambda value, message, name: single(value) if message.HasField(name) else None
     return lambda value, _message, _name: single(value)
 

@@ -168,6 +168,8 @@ class Hello(_message.Message):
     DESIRED_EPOCH_FIELD_NUMBER: _builtins.int
     DESIRED_GENERATION_FIELD_NUMBER: _builtins.int
     DESIRED_HASH_FIELD_NUMBER: _builtins.int
+    WALL_TIME_FIELD_NUMBER: _builtins.int
+    BOOTTIME_US_FIELD_NUMBER: _builtins.int
     kind: Global___AgentKind.ValueType
     node: _builtins.str
     """node name; must equal the common name of the certificate"""
@@ -181,8 +183,15 @@ class Hello(_message.Message):
     """The desired state this agent still holds from an earlier session: if the controller's is the same it sends nothing."""
     desired_generation: _builtins.int
     desired_hash: _builtins.bytes
+    boottime_us: _builtins.int
     @_builtins.property
     def inventory(self) -> Global___Inventory: ...
+    @_builtins.property
+    def wall_time(self) -> _timestamp_pb2.Timestamp:
+        """The machine's two clocks at one moment. The one since its boot counts suspension and is never set, so their difference
+        changes only by a step of the wall clock, however long a message was under way.
+        """
+
     def __init__(
         self,
         *,
@@ -195,10 +204,12 @@ class Hello(_message.Message):
         desired_epoch: _builtins.int = ...,
         desired_generation: _builtins.int = ...,
         desired_hash: _builtins.bytes = ...,
+        wall_time: _timestamp_pb2.Timestamp | None = ...,
+        boottime_us: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["inventory", b"inventory"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["inventory", b"inventory", "wall_time", b"wall_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "desired_epoch", b"desired_epoch", "desired_generation", b"desired_generation", "desired_hash", b"desired_hash", "highest_epoch", b"highest_epoch", "inventory", b"inventory", "kind", b"kind", "node", b"node", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "boottime_us", b"boottime_us", "desired_epoch", b"desired_epoch", "desired_generation", b"desired_generation", "desired_hash", b"desired_hash", "highest_epoch", b"highest_epoch", "inventory", b"inventory", "kind", b"kind", "node", b"node", "version", b"version", "wall_time", b"wall_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -210,6 +221,9 @@ class Heartbeat(_message.Message):
 
     WALL_TIME_FIELD_NUMBER: _builtins.int
     INVENTORY_FIELD_NUMBER: _builtins.int
+    BOOTTIME_US_FIELD_NUMBER: _builtins.int
+    boottime_us: _builtins.int
+    """at wall_time, as in Hello; 0 = not told"""
     @_builtins.property
     def wall_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -221,10 +235,11 @@ class Heartbeat(_message.Message):
         *,
         wall_time: _timestamp_pb2.Timestamp | None = ...,
         inventory: Global___Inventory | None = ...,
+        boottime_us: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["inventory", b"inventory", "wall_time", b"wall_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["inventory", b"inventory", "wall_time", b"wall_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boottime_us", b"boottime_us", "inventory", b"inventory", "wall_time", b"wall_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1815,9 +1830,15 @@ class Task(_message.Message):
     TASK_ID_FIELD_NUMBER: _builtins.int
     DEADLINE_FIELD_NUMBER: _builtins.int
     REBOOT_SERVER_FIELD_NUMBER: _builtins.int
+    REMAINING_MS_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
+    remaining_ms: _builtins.int
     @_builtins.property
-    def deadline(self) -> _timestamp_pb2.Timestamp: ...
+    def deadline(self) -> _timestamp_pb2.Timestamp:
+        """For people, and by the controller's clock, which need not be the agent's: the agent counts `remaining_ms`, from the receipt
+        of the message on and by its boot-time clock. Without it, it waits as long as the action takes.
+        """
+
     @_builtins.property
     def reboot_server(self) -> Global___RebootServer: ...
     def __init__(
@@ -1826,13 +1847,19 @@ class Task(_message.Message):
         task_id: _builtins.str = ...,
         deadline: _timestamp_pb2.Timestamp | None = ...,
         reboot_server: Global___RebootServer | None = ...,
+        remaining_ms: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "deadline", b"deadline", "reboot_server", b"reboot_server"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_remaining_ms", b"_remaining_ms", "action", b"action", "deadline", b"deadline", "reboot_server", b"reboot_server", "remaining_ms", b"remaining_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "deadline", b"deadline", "reboot_server", b"reboot_server", "task_id", b"task_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_remaining_ms", b"_remaining_ms", "action", b"action", "deadline", b"deadline", "reboot_server", b"reboot_server", "remaining_ms", b"remaining_ms", "task_id", b"task_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__remaining_ms: _TypeAlias = _typing.Literal["remaining_ms"]  # noqa: Y015
+    _WhichOneofArgType__remaining_ms: _TypeAlias = _typing.Literal["_remaining_ms", b"_remaining_ms"]  # noqa: Y015
     _WhichOneofReturnType_action: _TypeAlias = _typing.Literal["reboot_server"]  # noqa: Y015
     _WhichOneofArgType_action: _TypeAlias = _typing.Literal["action", b"action"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__remaining_ms) -> _WhichOneofReturnType__remaining_ms | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_action) -> _WhichOneofReturnType_action | None: ...
 
 Global___Task: _TypeAlias = Task  # noqa: Y015

@@ -26,37 +26,37 @@ from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15skyrack/v1/node.proto\x12\nskyrack.v1\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf6\x02\n\x04Node\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05roles\x18\x03 \x03(\t\x12$\n\x05state\x18\x04 \x01(\x0e\x32\x15.skyrack.v1.NodeState\x12\x0f\n\x07\x65nabled\x18\x05 \x01(\x08\x12%\n\x06\x61gents\x18\x06 \x03(\x0b\x32\x15.skyrack.v1.NodeAgent\x12\r\n\x05vcpus\x18\x07 \x01(\r\x12\x15\n\rvcpus_claimed\x18\x08 \x01(\r\x12\x12\n\nmemory_mib\x18\t \x01(\x04\x12\x1a\n\x12memory_mib_claimed\x18\n \x01(\x04\x12\x10\n\x08\x64isk_gib\x18\x0b \x01(\x04\x12\x18\n\x10\x64isk_gib_claimed\x18\x0c \x01(\x04\x12\x0f\n\x07servers\x18\r \x01(\r\x12\x12\n\nhypervisor\x18\x0e \x01(\t\x12\x11\n\tvirt_type\x18\x0f \x01(\t\x12-\n\tjoined_at\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x80\x01\n\tNodeAgent\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x11\n\tconnected\x18\x02 \x01(\x08\x12\x30\n\x0clast_seen_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x05 \x01(\t\"!\n\x0eGetNodeRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\"G\n\x10ListNodesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\"M\n\x11ListNodesResponse\x12\x1f\n\x05nodes\x18\x01 \x03(\x0b\x32\x10.skyrack.v1.Node\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"F\n\x11UpdateNodeRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x14\n\x07\x65nabled\x18\x02 \x01(\x08H\x00\x88\x01\x01\x42\n\n\x08_enabled\"$\n\x11\x44\x65leteNodeRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\"I\n\x16\x43reateJoinTokenRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05roles\x18\x02 \x03(\t\x12\x12\n\nlifetime_s\x18\x03 \x01(\r\"J\n\tJoinToken\x12\r\n\x05token\x18\x01 \x01(\t\x12.\n\nexpires_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"@\n\x0fJoinNodeRequest\x12\x0e\n\x06secret\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07\x63sr_pem\x18\x03 \x01(\x0c\"_\n\x10JoinNodeResponse\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\x0c\x12\x0e\n\x06\x63\x61_pem\x18\x02 \x01(\x0c\x12\r\n\x05roles\x18\x03 \x03(\t\x12\x13\n\x0b\x63ontrollers\x18\x04 \x03(\t*f\n\tNodeState\x12\x1a\n\x16NODE_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11NODE_STATE_JOINED\x10\x01\x12\x11\n\rNODE_STATE_UP\x10\x02\x12\x13\n\x0fNODE_STATE_DOWN\x10\x03\x32\xa9\x03\n\x0bNodeService\x12\x37\n\x07GetNode\x12\x1a.skyrack.v1.GetNodeRequest\x1a\x10.skyrack.v1.Node\x12H\n\tListNodes\x12\x1c.skyrack.v1.ListNodesRequest\x1a\x1d.skyrack.v1.ListNodesResponse\x12=\n\nUpdateNode\x12\x1d.skyrack.v1.UpdateNodeRequest\x1a\x10.skyrack.v1.Node\x12\x43\n\nDeleteNode\x12\x1d.skyrack.v1.DeleteNodeRequest\x1a\x16.google.protobuf.Empty\x12L\n\x0f\x43reateJoinToken\x12\".skyrack.v1.CreateJoinTokenRequest\x1a\x15.skyrack.v1.JoinToken\x12\x45\n\x08JoinNode\x12\x1b.skyrack.v1.JoinNodeRequest\x1a\x1c.skyrack.v1.JoinNodeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15skyrack/v1/node.proto\x12\nskyrack.v1\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf6\x02\n\x04Node\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05roles\x18\x03 \x03(\t\x12$\n\x05state\x18\x04 \x01(\x0e\x32\x15.skyrack.v1.NodeState\x12\x0f\n\x07\x65nabled\x18\x05 \x01(\x08\x12%\n\x06\x61gents\x18\x06 \x03(\x0b\x32\x15.skyrack.v1.NodeAgent\x12\r\n\x05vcpus\x18\x07 \x01(\r\x12\x15\n\rvcpus_claimed\x18\x08 \x01(\r\x12\x12\n\nmemory_mib\x18\t \x01(\x04\x12\x1a\n\x12memory_mib_claimed\x18\n \x01(\x04\x12\x10\n\x08\x64isk_gib\x18\x0b \x01(\x04\x12\x18\n\x10\x64isk_gib_claimed\x18\x0c \x01(\x04\x12\x0f\n\x07servers\x18\r \x01(\r\x12\x12\n\nhypervisor\x18\x0e \x01(\t\x12\x11\n\tvirt_type\x18\x0f \x01(\t\x12-\n\tjoined_at\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xb0\x01\n\tNodeAgent\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x11\n\tconnected\x18\x02 \x01(\x08\x12\x30\n\x0clast_seen_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x05 \x01(\t\x12\x1b\n\x0e\x63lock_offset_s\x18\x06 \x01(\x01H\x00\x88\x01\x01\x42\x11\n\x0f_clock_offset_s\"!\n\x0eGetNodeRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\"G\n\x10ListNodesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\"M\n\x11ListNodesResponse\x12\x1f\n\x05nodes\x18\x01 \x03(\x0b\x32\x10.skyrack.v1.Node\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"F\n\x11UpdateNodeRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x14\n\x07\x65nabled\x18\x02 \x01(\x08H\x00\x88\x01\x01\x42\n\n\x08_enabled\"$\n\x11\x44\x65leteNodeRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\"I\n\x16\x43reateJoinTokenRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05roles\x18\x02 \x03(\t\x12\x12\n\nlifetime_s\x18\x03 \x01(\r\"J\n\tJoinToken\x12\r\n\x05token\x18\x01 \x01(\t\x12.\n\nexpires_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"@\n\x0fJoinNodeRequest\x12\x0e\n\x06secret\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07\x63sr_pem\x18\x03 \x01(\x0c\"_\n\x10JoinNodeResponse\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\x0c\x12\x0e\n\x06\x63\x61_pem\x18\x02 \x01(\x0c\x12\r\n\x05roles\x18\x03 \x03(\t\x12\x13\n\x0b\x63ontrollers\x18\x04 \x03(\t*f\n\tNodeState\x12\x1a\n\x16NODE_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11NODE_STATE_JOINED\x10\x01\x12\x11\n\rNODE_STATE_UP\x10\x02\x12\x13\n\x0fNODE_STATE_DOWN\x10\x03\x32\xa9\x03\n\x0bNodeService\x12\x37\n\x07GetNode\x12\x1a.skyrack.v1.GetNodeRequest\x1a\x10.skyrack.v1.Node\x12H\n\tListNodes\x12\x1c.skyrack.v1.ListNodesRequest\x1a\x1d.skyrack.v1.ListNodesResponse\x12=\n\nUpdateNode\x12\x1d.skyrack.v1.UpdateNodeRequest\x1a\x10.skyrack.v1.Node\x12\x43\n\nDeleteNode\x12\x1d.skyrack.v1.DeleteNodeRequest\x1a\x16.google.protobuf.Empty\x12L\n\x0f\x43reateJoinToken\x12\".skyrack.v1.CreateJoinTokenRequest\x1a\x15.skyrack.v1.JoinToken\x12\x45\n\x08JoinNode\x12\x1b.skyrack.v1.JoinNodeRequest\x1a\x1c.skyrack.v1.JoinNodeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'skyrack.v1.node_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_NODESTATE']._serialized_start=1218
-  _globals['_NODESTATE']._serialized_end=1320
+  _globals['_NODESTATE']._serialized_start=1266
+  _globals['_NODESTATE']._serialized_end=1368
   _globals['_NODE']._serialized_start=100
   _globals['_NODE']._serialized_end=474
   _globals['_NODEAGENT']._serialized_start=477
-  _globals['_NODEAGENT']._serialized_end=605
-  _globals['_GETNODEREQUEST']._serialized_start=607
-  _globals['_GETNODEREQUEST']._serialized_end=640
-  _globals['_LISTNODESREQUEST']._serialized_start=642
-  _globals['_LISTNODESREQUEST']._serialized_end=713
-  _globals['_LISTNODESRESPONSE']._serialized_start=715
-  _globals['_LISTNODESRESPONSE']._serialized_end=792
-  _globals['_UPDATENODEREQUEST']._serialized_start=794
-  _globals['_UPDATENODEREQUEST']._serialized_end=864
-  _globals['_DELETENODEREQUEST']._serialized_start=866
-  _globals['_DELETENODEREQUEST']._serialized_end=902
-  _globals['_CREATEJOINTOKENREQUEST']._serialized_start=904
-  _globals['_CREATEJOINTOKENREQUEST']._serialized_end=977
-  _globals['_JOINTOKEN']._serialized_start=979
-  _globals['_JOINTOKEN']._serialized_end=1053
-  _globals['_JOINNODEREQUEST']._serialized_start=1055
-  _globals['_JOINNODEREQUEST']._serialized_end=1119
-  _globals['_JOINNODERESPONSE']._serialized_start=1121
-  _globals['_JOINNODERESPONSE']._serialized_end=1216
-  _globals['_NODESERVICE']._serialized_start=1323
-  _globals['_NODESERVICE']._serialized_end=1748
+  _globals['_NODEAGENT']._serialized_end=653
+  _globals['_GETNODEREQUEST']._serialized_start=655
+  _globals['_GETNODEREQUEST']._serialized_end=688
+  _globals['_LISTNODESREQUEST']._serialized_start=690
+  _globals['_LISTNODESREQUEST']._serialized_end=761
+  _globals['_LISTNODESRESPONSE']._serialized_start=763
+  _globals['_LISTNODESRESPONSE']._serialized_end=840
+  _globals['_UPDATENODEREQUEST']._serialized_start=842
+  _globals['_UPDATENODEREQUEST']._serialized_end=912
+  _globals['_DELETENODEREQUEST']._serialized_start=914
+  _globals['_DELETENODEREQUEST']._serialized_end=950
+  _globals['_CREATEJOINTOKENREQUEST']._serialized_start=952
+  _globals['_CREATEJOINTOKENREQUEST']._serialized_end=1025
+  _globals['_JOINTOKEN']._serialized_start=1027
+  _globals['_JOINTOKEN']._serialized_end=1101
+  _globals['_JOINNODEREQUEST']._serialized_start=1103
+  _globals['_JOINNODEREQUEST']._serialized_end=1167
+  _globals['_JOINNODERESPONSE']._serialized_start=1169
+  _globals['_JOINNODERESPONSE']._serialized_end=1264
+  _globals['_NODESERVICE']._serialized_start=1371
+  _globals['_NODESERVICE']._serialized_end=1796
 # @@protoc_insertion_point(module_scope)

@@ -118,11 +118,16 @@ class NodeAgent(_message.Message):
     LAST_SEEN_AT_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
+    CLOCK_OFFSET_S_FIELD_NUMBER: _builtins.int
     kind: _builtins.str
     """"computed", "networkd", "storaged", "controllerd" """
     connected: _builtins.bool
     version: _builtins.str
     address: _builtins.str
+    clock_offset_s: _builtins.float
+    """How far its machine's clock is ahead of the cloud's time (negative: behind), rounded to milliseconds; absent: not in
+    session, or not known yet. Beyond 5 s there is an event node.clock_off, and node.clock_right when that is over.
+    """
     @_builtins.property
     def last_seen_at(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
@@ -133,12 +138,15 @@ class NodeAgent(_message.Message):
         last_seen_at: _timestamp_pb2.Timestamp | None = ...,
         version: _builtins.str = ...,
         address: _builtins.str = ...,
+        clock_offset_s: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["last_seen_at", b"last_seen_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_clock_offset_s", b"_clock_offset_s", "clock_offset_s", b"clock_offset_s", "last_seen_at", b"last_seen_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "connected", b"connected", "kind", b"kind", "last_seen_at", b"last_seen_at", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clock_offset_s", b"_clock_offset_s", "address", b"address", "clock_offset_s", b"clock_offset_s", "connected", b"connected", "kind", b"kind", "last_seen_at", b"last_seen_at", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__clock_offset_s: _TypeAlias = _typing.Literal["clock_offset_s"]  # noqa: Y015
+    _WhichOneofArgType__clock_offset_s: _TypeAlias = _typing.Literal["_clock_offset_s", b"_clock_offset_s"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clock_offset_s) -> _WhichOneofReturnType__clock_offset_s | None: ...
 
 Global___NodeAgent: _TypeAlias = NodeAgent  # noqa: Y015
 

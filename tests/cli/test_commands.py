@@ -296,12 +296,15 @@ async def test_password_from_file_and_none_at_all(skyrack: Command, tmp_path: Pa
 
 async def test_nodes(skyrack: Command, fake: FakeCloud) -> None:
     row = fake.put(node_pb2.Node(name="k1", roles=["compute", "edge"], state=2, enabled=True, vcpus=8, vcpus_claimed=2))
-    row.agents.add(kind="computed", connected=True, version="0.1.0", address="10.99.0.21:7720")
+    agent = row.agents.add(kind="computed", connected=True, version="0.1.0", address="10.99.0.21:7720")
+    assert await skyrack.ok("node", "list", "-f", "value", "-c", "Name", "-c", "Clock") == "k1 \n"
+    agent.clock_offset_s = -3600.2
+    row.agents.add(kind="networkd", clock_offset_s=4.0)
     assert await skyrack.ok("node", "list") == (
-        "Name  Roles          Status  Enabled  vCPUs  RAM MiB  Disk GiB  Servers\n"
-        "k1    compute, edge  UP      yes      2/8    0/0      0/0       0\n"
+        "Name  Roles          Status  Enabled  vCPUs  RAM MiB  Disk GiB  Servers  Clock\n"
+        "k1    compute, edge  UP      yes      2/8    0/0      0/0       0        -3600.2 s\n"
     )
-    assert "computed connected 0.1.0 10.99.0.21:7720" in await skyrack.ok("node", "show", "k1")
+    assert "computed connected 0.1.0 10.99.0.21:7720 clock -3600.2 s" in await skyrack.ok("node", "show", "k1")
     assert "no" in await skyrack.ok("node", "set", "k1", "--disable", "-f", "value", "-c", "enabled")
     assert (await skyrack("node", "set", "k1")).exit_code == 2
     await skyrack.ok("node", "token", "--name", "k2", "--role", "compute", "--role", "edge")

@@ -56,7 +56,7 @@ def render(view: NodeView) -> pb.Node:
     held = view.held
     return pb.Node(
         id=view.node.id, name=view.node.name, roles=view.node.roles, state=state_of(view), enabled=view.node.enabled,
-        agents=[_agent(a) for a in view.agents], joined_at=timestamp(view.node.joined_at),
+        agents=[_agent(a, view.clock_offsets_s.get(a.kind)) for a in view.agents], joined_at=timestamp(view.node.joined_at),
         vcpus=compute.get("vcpus", 0), memory_mib=int(compute.get("memory_mib", 0)), disk_gib=int(compute.get("disk_gib", 0)),
         vcpus_claimed=held.get("vcpus", 0), memory_mib_claimed=held.get("memory_mib", 0),
         disk_gib_claimed=held.get("disk_gib", 0), servers=held.get("servers", 0),
@@ -72,8 +72,9 @@ def state_of(view: NodeView) -> pb.NodeState.ValueType:
     return pb.NODE_STATE_UP if view.node.agents() <= up else pb.NODE_STATE_DOWN
 
 
-def _agent(agent: AgentRecord) -> pb.NodeAgent:
+def _agent(agent: AgentRecord, clock_offset_s: float | None) -> pb.NodeAgent:
     return pb.NodeAgent(
         kind=agent.kind, connected=agent.connected, last_seen_at=timestamp(agent.last_seen_at), version=agent.version,
         address=str(agent.inventory.get("address", "")),
+        clock_offset_s=None if clock_offset_s is None else round(clock_offset_s, 3),
     )  # fmt: skip

@@ -20,6 +20,7 @@ from controllerd.store.node import NODES, agents
 from daemonkit.desired import Mirror
 from daemonkit.ledger import Ledger
 from daemonkit.memory import MemoryNetwork
+from daemonkit.runtime import Clock
 from daemonkit.session import Session
 from daemonkit.session import SessionSettings as AgentSettings
 from daemonkit.tls import Identity
@@ -85,14 +86,16 @@ class House:
         return node
 
     async def start(
-        self, agent: Storage, name: str, identity: Identity | None = None, ledger: str = "", boot: str = "boot"
-    ) -> Session:
-        """Dials until the house ends (or `stop`)."""
+        self, agent: Storage, name: str, identity: Identity | None = None, ledger: str = "", boot: str = "boot",
+        clock: Clock | None = None,
+    ) -> Session:  # fmt: skip
+        """Dials until the house ends (or `stop`). `clock`: of its machine, that of the house by default."""
         book = Ledger(self.path / f"{ledger or name}.ledger", self.runtime)
         await book.open()
         self.stack.push_async_callback(book.close)
         identity = identity or Identity(name, frozenset({"storage"}), 1)
-        session = Session(agent, AgentSettings(name, (ADDRESS,), boot), self.network.dialer(identity), book, self.runtime)
+        runtime = replace(self.runtime, clock=clock or self.runtime.clock)
+        session = Session(agent, AgentSettings(name, (ADDRESS,), boot), self.network.dialer(identity), book, runtime)
         await session.restore()
         running = asyncio.get_running_loop().create_task(session.run())
         session.stop = lambda: _stop(running)  # type: ignore[attr-defined]

@@ -34,7 +34,7 @@ def authority(cloud: Cloud, tmp_path: Path) -> Authority:
 
 @pytest.fixture
 def nodes(cloud: Cloud, authority: Authority) -> Nodes:
-    return Nodes(cloud, authority, lambda: ["10.0.0.1:7700"], lambda: ["10.0.0.1:7701"])
+    return Nodes(cloud, authority, lambda: ["10.0.0.1:7700"], lambda: ["10.0.0.1:7701"], lambda _node, _agent: None)
 
 
 async def secret_for(nodes: Nodes, admin: Caller, name: str = "n1", roles: tuple[str, ...] = ("compute", "edge")) -> str:
