@@ -133,7 +133,10 @@ class Follower:
             raise Behind("this controller has no copy of the state yet")
         cluster_id = (await self.look()).cluster_id
         if cluster_id not in ("", position.cluster_id):
-            raise Diverged(f"this copy is of cloud {position.cluster_id}, the log of cloud {cluster_id}")
+            what = f"this copy is of cloud {position.cluster_id}, the log of cloud {cluster_id}"
+            raise Diverged(
+                f"{what}: if that was restored from a backup, `skyrack-controllerd restore --from-leader` follows it"
+            )
         last = (await self._kv.range(key.slot(position.seq), key.after(key.LOG), 1)).items
         if last and key.seq_of(last[0].key) == position.seq:
             await self._copy.apply([decode(position.seq, last[0].value)])  # compared

@@ -25,6 +25,7 @@ from tests.torture.run import CLIENTS, SETTLE_S, led, progress, settle, working
 from tests.torture.world import NAMES, NODE, World, apart
 
 LEADS_S = 60.0
+ENOUGH = 60  # calls, before the backup and between it and the loss
 
 
 @dataclass
@@ -51,12 +52,11 @@ async def story(seed: int) -> Found:
         needs = await world.prepare(cloud)
         first, second = Load(needs), Load(needs)
         async with working(world, first, seed):
-            await progress(first, time.monotonic())
+            await _answered(first, ENOUGH)
             backup = await _back_up(world, cloud)
-            await progress(first, time.monotonic())
+            await _answered(first, len(first.answered_after(0.0)) + ENOUGH)
         epoch = (await cloud.cluster.get()).epoch
-        await asyncio.gather(*(controller.end() for controller in world.controllers.values()))
-        await asyncio.to_thread(_restore, world, backup)
+        await _restore(world, str(backup.file))
         for controller in world.controllers.values():
             controller.start()
         await _let_go(world, cloud, epoch)
@@ -76,12 +76,32 @@ async def _back_up(world: World, cloud: Cloud) -> Backup:
     return backup
 
 
-def _restore(world: World, backup: Backup) -> None:
-    """As docs/backup.md says."""
-    _refused(world, "c1", "restore", str(backup.file))
-    world.act("c1", "restore", str(backup.file), "--replace")
+async def _answered(load: Load, count: int) -> None:
+    async with asyncio.timeout(SETTLE_S):
+        while len(load.answered_after(0.0)) < count:  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0.1)
+
+
+async def _restore(world: World, file: str) -> None:
+    """As docs/backup.md says, with the mistakes that one can make."""
+    await world.controllers["c1"].end()
+    await led(world)
+    await asyncio.to_thread(_refused, world, "c1", "restore", file, "--replace")  # another one leads
+    await asyncio.gather(*(world.controllers[name].end() for name in NAMES[1:]))
+    await asyncio.to_thread(_refused, world, "c1", "restore", file)
+    await asyncio.to_thread(world.act, "c1", "restore", file, "--replace")
+    await _ends_by_itself(world, "c2")  # it has a copy of the former cloud
     for name in NAMES[1:]:
-        world.act(name, "restore", "--from-leader")
+        await asyncio.to_thread(world.act, name, "restore", "--from-leader")
+
+
+async def _ends_by_itself(world: World, name: str) -> None:
+    controller = world.controllers[name]
+    controller.start()
+    async with asyncio.timeout(LEADS_S):
+        while controller.alive:  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0.2)
+    assert await controller.end() != 0 and "restore --from-leader" in controller.log, controller.log[-2000:]
 
 
 def _refused(world: World, name: str, *words: str) -> None:
