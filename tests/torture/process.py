@@ -53,6 +53,17 @@ class Process:
             await asyncio.to_thread(self._child.wait)
             return None
 
+    def kill(self) -> None:
+        """Whatever it is at."""
+        if self._child is not None:
+            self._child.kill()
+            self._child.wait()
+
+    async def ended(self, limit_s: float) -> int:
+        """Its exit code, when it has ended by itself. Errors: subprocess.TimeoutExpired."""
+        assert self._child is not None
+        return await asyncio.to_thread(self._child.wait, limit_s)
+
 
 def program(module: str, *words: str) -> list[str]:
     return [sys.executable, "-m", module, *words]

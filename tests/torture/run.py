@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 
 import apsw
 
+from controllerd.store.migration import Migration
 from controllerd.store.replica import Replica
 from daemonkit.runtime import system_runtime
 from skyrack.client import Cloud
@@ -119,15 +120,15 @@ async def progress(load: Load, moment_s: float) -> None:
 # ---- the end
 
 
-async def settle(world: World, load: Load, limit_s: float) -> End:
-    """Lets unfinished work end, stops everything, and reads the three copies."""
+async def settle(world: World, load: Load, limit_s: float, known: Sequence[Migration] | None = None) -> End:
+    """Lets unfinished work end, stops everything, and reads the three copies. `known`: of the software that wrote them."""
     with suppress(TimeoutError, CloudError):  # what is not finished shows in the copies
         async with world.connect() as cloud, asyncio.timeout(limit_s):
             await _idle(cloud)
             await world.end_agents()
             await _level(cloud)
     await world.end()
-    copies = {name: await _copy(world, name) for name in NAMES}
+    copies = {name: await _copy(world, name, known) for name in NAMES}
     newest = max(copies, key=lambda name: copies[name][0])
     connection = apsw.Connection(str(world.home(newest) / "data/state.db"), flags=apsw.SQLITE_OPEN_READONLY)
     sql = "SELECT seq, kind, resource_id, message FROM event WHERE resource_kind IN ('server', 'keypair') ORDER BY seq"
@@ -154,9 +155,9 @@ async def _level(cloud: Cloud) -> None:
         await asyncio.sleep(2.5)
 
 
-async def _copy(world: World, name: str) -> tuple[int, str]:
+async def _copy(world: World, name: str, known: Sequence[Migration] | None) -> tuple[int, str]:
     """(last entry, digest) of what is on its disk."""
-    replica = Replica(world.home(name) / "data/state.db", system_runtime())
+    replica = Replica(world.home(name) / "data/state.db", system_runtime(), known)
     await replica.open()
     try:
         return replica.position.seq, (await replica.digest())[:16]
