@@ -48,13 +48,16 @@ class Scale:
     nodes: int = 1000
     servers: int = 10_000
     lists: int = 100
+    settle_s: float = 45.0  # after all are in session: they were sent their state, and report
     idle_s: float = 30.0
     telemetry_s: float = 600.0
     failovers: int = 20
     rehomes: int = 3
 
 
-QUICK = Scale(alone=10, burst=50, nodes=100, servers=1000, lists=20, idle_s=10.0, telemetry_s=10.0, failovers=3, rehomes=1)
+QUICK = Scale(
+    alone=10, burst=50, nodes=100, servers=1000, lists=20, settle_s=15.0, idle_s=10.0, telemetry_s=10.0, failovers=3, rehomes=1
+)
 
 
 @dataclass
@@ -196,7 +199,7 @@ def _lag(run: Run, controller: Controller, before: Sequence[tuple[float, int]], 
 async def scale(run: Run) -> None:
     async with stand(run.scale.nodes, run.scale.servers) as at:
         controller, size = at.controllers[0], f"{run.scale.nodes} nodes, {run.scale.servers} servers"
-        await asyncio.sleep(10.0)
+        await asyncio.sleep(run.scale.settle_s)
         lag, cpu_s = controller.lag(), controller.process.cpu_s()
         await asyncio.sleep(run.scale.idle_s)
         idle_pct = (controller.process.cpu_s() - cpu_s) / run.scale.idle_s * 100
