@@ -28,8 +28,8 @@ from tests.e2e.tenant import Tenant
 
 STORY = (
     "test_failover",  # on a rack of its own, which goes before the other comes up
-    "test_rack_is_up", "test_reflection", "test_site", "test_usage_metrics", "test_without_controller", "test_nothing_left",
-    "test_refusals", "test_faults", "test_secrets",
+    "test_rack_is_up", "test_reflection", "test_site", "test_usage_metrics", "test_without_controller", "test_restore",
+    "test_nothing_left", "test_refusals", "test_faults", "test_secrets",
 )  # fmt: skip
 
 

@@ -35,9 +35,13 @@ class Site:
 
     def ssh(self, command: str, user: str = "root") -> str:
         """Output of a command in web-1, by ssh from the internet. Errors: CalledProcessError."""
+        return self.rack.exec("internet", *self.login(command, user))
+
+    def login(self, command: str, user: str = "root") -> list[str]:
+        """argv that runs a command in web-1, on the internet."""
         options = [word for name, value in _SSH.items() for word in ("-o", f"{name}={value}")]
-        login = ("ssh", *options, "-i", str(self.tenant.key), f"{user}@{self.address.ip}")
-        return self.rack.exec("internet", *login, shlex.join(["sh", "-c", command]))
+        words = ["ssh", *options, "-i", str(self.tenant.key), f"{user}@{self.address.ip}"]
+        return [*words, shlex.join(["sh", "-c", command])]
 
     def page_of_other(self) -> str:
         """web-2's page as web-1 gets it, over the tenant's network."""

@@ -6,9 +6,7 @@ On a rack of its own, which is gone before the others' comes up.
 from __future__ import annotations
 
 import os
-import re
 import shutil
-import subprocess
 import tempfile
 import threading
 import time
@@ -25,6 +23,7 @@ from skyrack.sandbox import state
 from tests.e2e import tenant as tenants
 from tests.e2e.conftest import print_logs
 from tests.e2e.patience import LIMIT_S, until
+from tests.e2e.ping import Ping
 from tests.e2e.running_rack import RunningRack
 
 FAILOVER_LIMIT_S = 15.0
@@ -72,29 +71,6 @@ def address(trio: RunningRack, operator: Cloud, tmp_path_factory: pytest.TempPat
 
 def page(rack: RunningRack, address: FloatingIp) -> str:
     return rack.exec("internet", "curl", "-sfL", "--noproxy", "*", "--max-time", "5", f"http://{address.ip}/")
-
-
-class Ping:
-    """Five a second, from the client on the internet, while the block runs."""
-
-    def __init__(self, rack: RunningRack, address: FloatingIp) -> None:
-        self._argv = rack.enter("internet", "ping", "-i", "0.2", "-W", "2", str(address.ip))
-        self.answered: list[int] = []
-        """Sequence numbers."""
-
-    def __enter__(self) -> Self:
-        self._process = subprocess.Popen(self._argv, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.send_signal(2)
-        told, _error = self._process.communicate(timeout=20)
-        self.answered = [int(number) for number in re.findall(r"icmp_seq=(\d+) ttl", told)]
-
-    @property
-    def whole(self) -> bool:
-        """None was lost; the last ones may still have been under way."""
-        return len(self.answered) > 3 and self.answered == list(range(1, len(self.answered) + 1))
 
 
 @dataclass
