@@ -148,7 +148,7 @@ class Elector:
     async def leave(self) -> bool:
         """Before the process ends: from now on this controller is no candidate; if it leads it hands over.
 
-        Returns when another one leads, after LEAVE_MAX_S at most, and tells whether one does. Cancel `run` then.
+        Returns when another one leads, or none is left, after LEAVE_MAX_S at most; tells whether one leads. Then cancel `run`.
         """
         self._leaving = True
         if self._term is not None and self._freshest_other():
@@ -156,8 +156,8 @@ class Elector:
             with suppress(NotLeader, Unavailable, TimeoutError):
                 await self.resign()
                 async with asyncio.timeout(LEAVE_MAX_S):
-                    while not self._another_leads:
-                        await self.changed()
+                    while not self._another_leads and self._freshest_other():  # noqa: ASYNC110 - two things to wait for
+                        await asyncio.sleep(LOOK_S)
         return self._another_leads
 
     @property
@@ -303,6 +303,7 @@ class Elector:
                 raise rest
 
     async def _work(self, term: Term, lead: Lead) -> None:
+        await self._follower.look()  # the log may have been emptied for a restored cloud before this term, not in it
         await self._follower.catch_up()  # to the end: the leader before can't append any more
         await self._follower.close()
         log.info("leading", extra={"revision": term.leader_revision})

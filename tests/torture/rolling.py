@@ -13,11 +13,13 @@ import asyncio
 import signal
 import sys
 import time
+from contextlib import suppress
 
 import apsw
 
 from controllerd.store.migration import migrations
 from skyrack.client import Cloud
+from skyrack.client.errors import Conflict
 from tests.torture.history import DONE, End, judge
 from tests.torture.load import Load
 from tests.torture.run import progress, settle, working
@@ -29,6 +31,7 @@ KNOWS = {FENCED: PRESENT, UPGRADED: PRESENT + 1, INCOMPATIBLE: PRESENT + 2}
 CAUGHT_UP_S = 60.0
 SETTLE_S = 60.0
 REFUSED_S = 30.0
+HAND_OVERS_MAX = 5
 LOG_SHOWN = 4000
 
 
@@ -56,9 +59,15 @@ class Rolling:
         await self._caught_up(name, KNOWS[module])
 
     async def hand_over(self, name: str) -> None:
+        """However often a machine that is very busy moves the lead elsewhere."""
         began_s = time.monotonic()
-        await self._cloud.cluster.transfer(name)
-        await self._tell(f"handed over to {name}", began_s, True)
+        for _ in range(HAND_OVERS_MAX):
+            with suppress(Conflict):  # it leads by now
+                await self._cloud.cluster.transfer(name)
+            await self._tell(f"handed over to {name}", began_s, True)
+            if await self.leader() == name:
+                return
+        raise AssertionError(f"{name} does not take the lead")
 
     async def leader(self) -> str:
         return (await self._cloud.cluster.get()).leader
@@ -104,9 +113,8 @@ async def readable(rolling: Rolling) -> None:
     await rolling.restart(first, UPGRADED)
     assert await rolling.schema() == PRESENT
     await rolling.hand_over(first)
-    assert (await rolling.leader(), await rolling.schema()) == (first, PRESENT + 1)
-    await rolling.hand_over(other)
-    assert await rolling.leader() == other  # older software, on the newer schema
+    assert await rolling.schema() == PRESENT + 1
+    await rolling.hand_over(other)  # older software, on the newer schema
     for name in (leader, other):
         await rolling.restart(name, UPGRADED)
     for name in NAMES:
@@ -116,11 +124,13 @@ async def readable(rolling: Rolling) -> None:
 
 async def unreadable(rolling: Rolling) -> None:
     """Nobody is upgraded who could not follow any more."""
-    leader = await rolling.leader()
-    for name in (name for name in NAMES if name != leader):
+    last = await rolling.leader()
+    upgraded: list[str] = []
+    for name in (name for name in NAMES if name != last):
         await rolling.restart(name, INCOMPATIBLE)
-        assert (await rolling.leader(), await rolling.schema()) == (leader, PRESENT + 1)
-    await rolling.restart(leader, INCOMPATIBLE)
+        upgraded.append(name)
+        assert await rolling.leader() not in upgraded and await rolling.schema() == PRESENT + 1
+    await rolling.restart(last, INCOMPATIBLE)
     assert await rolling.schema() == PRESENT + 2
 
 
@@ -130,7 +140,7 @@ async def too_late(rolling: Rolling, world: World) -> None:
     name = next(name for name in NAMES if name != leader)
     await world.controllers[name].end()
     await rolling.refused(name, FENCED)
-    assert await rolling.leader() == leader
+    assert await rolling.leader() != name
     await rolling.start(name, INCOMPATIBLE)
 
 

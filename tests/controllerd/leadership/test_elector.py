@@ -11,7 +11,7 @@ import pytest
 from controllerd.leadership import key
 from controllerd.leadership.elector import StuckTerm
 from controllerd.leadership.entry import Diverged
-from controllerd.leadership.kv import Delete
+from controllerd.leadership.kv import Created, Delete, Put
 from daemonkit.errors import Conflict, Fenced, NotFound, NotLeader, Unavailable
 from tests.controllerd.leadership.house import House, Position, loop, run, told, until
 
@@ -189,6 +189,21 @@ def test_who_is_alone_leaves_at_once() -> None:
     run(story())
 
 
+def test_when_all_leave_nobody_waits_for_the_others() -> None:
+    async def story() -> None:
+        async with house() as h:
+            leader = await h.leader()
+            await asyncio.sleep(5)
+            leaving = asyncio.ensure_future(leader.elector.leave())
+            others = [c for c in h.controllers.values() if c is not leader]
+            await asyncio.gather(*(c.elector.leave() for c in others))
+            await asyncio.gather(*(c.stop() for c in others))
+            left_s = loop().time()
+            assert not await leaving and loop().time() - left_s < 0.5
+
+    run(story())
+
+
 def test_newer_software_leads_when_all_can_read_what_it_would_migrate_to() -> None:
     """By then every controller has it, or is gone; those that have not go on leading."""
 
@@ -285,6 +300,56 @@ def test_a_foreign_copy_ends_loudly() -> None:
             await asyncio.wait([stranger.task], timeout=10)
             assert Diverged in told(stranger.task)
             stranger.task = None
+
+    run(story())
+
+
+def test_of_two_clouds_in_an_empty_store_one_leads_and_the_other_ends_loudly() -> None:
+    async def story() -> None:
+        h = House(names="ab")
+        for name, controller in h.controllers.items():
+            controller.bootstrap(f"cloud {name}")
+        h.start()
+        try:
+            leader = await h.leader()
+            other = next(c for c in h.controllers.values() if c is not leader)
+            leader.kill()  # before the log has reached where the other's copy would notice it
+            assert other.task is not None
+            await asyncio.wait([other.task], timeout=10)
+            assert Diverged in told(other.task) and other.terms == []
+            other.task = None
+        finally:
+            await h.end()
+
+    run(story())
+
+
+@pytest.mark.parametrize("while_it", ["follows", "campaigns"])
+def test_a_copy_from_before_a_restore_never_leads_the_restored_cloud(while_it: str) -> None:
+    """Somebody forgot to stop it. It finds the log empty, and itself at the end of it."""
+
+    async def story() -> None:
+        async with house("ab") as h:
+            leader = await h.leader()
+            late = next(c for c in h.controllers.values() if c is not leader)
+            await asyncio.sleep(3)
+            if while_it == "campaigns":
+                late.kv.link.delay_s = 0.2
+            else:
+                late.pause()
+            leader.kill()
+            await until(lambda: h.store.get(key.LEADER) is None)
+            if while_it == "campaigns":  # it has looked, and is about to take the leader key
+                leases = h.store._last_lease
+                await until(lambda: h.store._last_lease > leases)
+            changes = (Delete(key.LOG, key.after(key.LOG)), Put(key.CLUSTER, b"restored"))
+            assert h.store.txn([Created(key.LEADER, 0)], changes, []).succeeded
+            late.resume()
+            assert late.task is not None
+            await asyncio.wait([late.task], timeout=20)
+            assert Diverged in told(late.task)
+            assert h.store.get(key.slot(late.copy.position.seq + 1)) is None
+            late.task = None
 
     run(story())
 
