@@ -13,6 +13,7 @@ from contextvars import Context, ContextVar, copy_context
 from typing import Any
 
 EPOCH_S = 1_800_000_000.0
+_TASKS_KEPT = 1000
 _PROCESS: ContextVar[str] = ContextVar("process", default="")
 
 
@@ -98,6 +99,8 @@ class RepeatableLoop(VirtualLoop):
         super().__init__()
         self._made = 0
         self._stopped: dict[str, list[_Call]] = {}
+        self._tasks: list[asyncio.Task[Any]] = []  # asyncio itself would let a task of a stopped process be collected
+        self._tasks_kept = _TASKS_KEPT
         self.set_task_factory(self._task)
 
     # ---- processes
@@ -144,7 +147,11 @@ class RepeatableLoop(VirtualLoop):
         return self._made
 
     def _task(self, loop: asyncio.AbstractEventLoop, work: Any, **options: Any) -> Any:
+        if len(self._tasks) > self._tasks_kept:
+            self._tasks = [task for task in self._tasks if not task.done()]
+            self._tasks_kept = 2 * len(self._tasks) + _TASKS_KEPT
         task = _Task.__new__(_Task)
+        self._tasks.append(task)
         task._number = self._next()
         task.__init__(work, loop=loop, **options)  # type: ignore[misc]
         return task

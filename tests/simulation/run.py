@@ -6,6 +6,7 @@ python -m tests.simulation.run SEED [--brief] [-v]      prints the digest of its
 from __future__ import annotations
 
 import asyncio
+import gc
 import hashlib
 import logging
 import os
@@ -76,11 +77,15 @@ def run(seed: int, directory: Path, shape: Shape | None = None, *, brief: bool =
 
     failure = ""
     with tempfile.TemporaryDirectory(dir=directory) as own:
+        gc.disable()  # when it comes depends on what ran before, and what it ends is noticed
         try:
             with asyncio.Runner(loop_factory=RepeatableLoop) as runner:
                 runner.run(live(Path(own)))
         except Exception as error:
             failure = _told(error)
+        finally:
+            gc.enable()
+            gc.collect()
     return Result(seed, world_of[0].history if world_of else [], failure, brief)
 
 

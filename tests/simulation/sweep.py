@@ -11,6 +11,7 @@ import argparse
 import logging
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -50,6 +51,7 @@ def main() -> int:
     parser.add_argument("--brief", action="store_true", help="as in the test-suite: less misfortune a seed")
     parser.add_argument("--workers", type=int, default=0, help="processes; 0 = one a core")
     chosen = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that workers and files go too
     began_s, done, failed = time.monotonic(), 0, []
     seeds = range(chosen.first_seed, chosen.first_seed + chosen.seeds)
     with results(seeds, chosen.workers, brief=chosen.brief) as coming:
