@@ -112,8 +112,8 @@ class Contender:
         self._settings = LeaseSettings(config.cluster.lease_ttl_s, config.cluster.lease_margin_s)
         self._replica = Replica(state, runtime)
         self._controller: Controller | None = None
-        follower = Follower(kv, self._replica, fetch_snapshot, runtime, state.with_name("incoming.db"))
-        self._elector = Elector(kv, self._now, follower, self._settings, runtime)
+        self._follower = Follower(kv, self._replica, fetch_snapshot, runtime, state.with_name("incoming.db"))
+        self._elector = Elector(kv, self._now, self._follower, self._settings, runtime)
 
     @property
     def leader(self) -> Member | None:
@@ -158,7 +158,7 @@ class Contender:
 
     async def _lead(self, term: Term, build: Build, answer: Answer) -> None:
         """In a task of its own, as the elector calls it."""
-        log = ReplicatedLog(self._kv, term.leader_revision, term.lease, self._settings, self._runtime)
+        log = ReplicatedLog(self._kv, term.leader_revision, term.lease, self._settings, self._runtime, self._follower.time)
         controller = build(log)
         self._controller = controller
         try:

@@ -17,6 +17,10 @@ class CommitLog(Protocol):
 
     replicated: bool  # False: the local COMMIT is the durable act, nothing is appended, no changeset is recorded
 
+    @property
+    def ahead_s(self) -> float | None:
+        """How far the time that earlier terms went by is ahead of this machine's boot-time clock; None: not known."""
+
     def next_epoch(self, last: int) -> int:
         """The epoch to write under, higher than `last`: asked once, before the first write."""
 
@@ -32,6 +36,7 @@ class CommitLog(Protocol):
 
 class LocalLog:
     replicated = False
+    ahead_s: float | None = None
 
     def next_epoch(self, last: int) -> int:
         return last + 1

@@ -17,6 +17,7 @@ from controllerd.leadership import key
 from controllerd.leadership.copy import Copy
 from controllerd.leadership.entry import Diverged, Entry, decode
 from controllerd.leadership.kv import Change, Compacted, Created, KeyValue, Kv
+from controllerd.leadership.log_time import LogTime
 from controllerd.leadership.member import Member
 from controllerd.leadership.news import News
 from daemonkit.errors import SkyrackError, Unavailable
@@ -71,6 +72,7 @@ class Follower:
         self._runtime, self._incoming = runtime, incoming
         self._open = self._examined = False
         self.leader: News[Leader | None] = News(None)  # as last heard of
+        self.time = LogTime(runtime.clock)  # the log's, also while this controller leads
 
     @property
     def cluster_id(self) -> str:
@@ -143,8 +145,8 @@ class Follower:
         elif not last and (await self._kv.range(key.LOG, key.after(key.LOG), 1)).items:
             raise Diverged(f"this copy has entry {position.seq}, which the log has not")
 
-    async def _apply(self, stored: Sequence[tuple[str, bytes]]) -> None:
-        """Those that the copy lacks. Errors: Behind when there is a gap before them; Diverged."""
+    async def _apply(self, stored: Sequence[tuple[str, bytes]]) -> list[Entry]:
+        """Those that the copy lacks, and gives them. Errors: Behind when there is a gap before them; Diverged."""
         done = self._copy.position.seq
         entries: list[Entry] = []
         for slot, value in stored:
@@ -156,6 +158,7 @@ class Follower:
                 done = seq
         for first in range(0, len(entries), PAGE_ENTRIES):
             await self._copy.apply(entries[first : first + PAGE_ENTRIES])
+        return entries
 
     # ---- following a leader
 
@@ -195,7 +198,9 @@ class Follower:
             self.leader.set(_leader(result.found[0]))
 
     async def _take(self, changes: Sequence[Change]) -> None:
-        await self._apply([(c.key, c.value) for c in changes if c.value is not None and c.key.startswith(key.LOG)])
+        stored = [(c.key, c.value) for c in changes if c.value is not None and c.key.startswith(key.LOG)]
+        for entry in await self._apply(stored):
+            self.time.seen(entry.now)
         for change in changes:
             if change.key == key.LEADER:
                 known = self.leader.value

@@ -15,6 +15,7 @@ from controllerd.leadership import key
 from controllerd.leadership.entry import Entry, encode
 from controllerd.leadership.kv import Created, KeyValue, Kv, Put
 from controllerd.leadership.lease import Lease, LeaseSettings
+from controllerd.leadership.log_time import LogTime
 from daemonkit.errors import Fenced, Unavailable
 from daemonkit.runtime import Runtime
 
@@ -26,16 +27,24 @@ PAUSE_MAX_S = 0.5
 
 
 class ReplicatedLog:
-    """`leader_revision`: create revision of this term's leader key. `lease`: what the elector keeps renewed."""
+    """`leader_revision`: create revision of this term's leader key. `lease`: what the elector keeps renewed. `time`: what is
+    known of the log's, and learns from the entries of this term; nothing is if None."""
 
     replicated = True
 
-    def __init__(self, kv: Kv, leader_revision: int, lease: Lease, settings: LeaseSettings, runtime: Runtime) -> None:
+    def __init__(
+        self, kv: Kv, leader_revision: int, lease: Lease, settings: LeaseSettings, runtime: Runtime, time: LogTime | None = None
+    ) -> None:
         self._kv = kv
         self._leader_revision = leader_revision
         self._lease = lease
         self._settings = settings
         self._runtime = runtime
+        self._time = time or LogTime(runtime.clock)
+
+    @property
+    def ahead_s(self) -> float | None:
+        return self._time.ahead_s
 
     def next_epoch(self, last: int) -> int:
         return max(last + 1, self._leader_revision)
@@ -47,7 +56,9 @@ class ReplicatedLog:
         pause_s = PAUSE_MIN_S
         while True:
             try:
-                return await self._try(entry.seq, value)
+                await self._try(entry.seq, value)
+                self._time.seen(entry.now)
+                return
             except Unavailable as error:
                 if self._runtime.clock.boottime_s() + pause_s > until_s:
                     raise self._unknown(entry.seq, error) from None

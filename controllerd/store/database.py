@@ -116,7 +116,7 @@ class Database:
             raise
 
     async def _begin_term(self) -> None:
-        self._clock = TermClock(self._runtime.clock, self.position.now)
+        self._clock = TermClock(self._runtime.clock, self.position.now, self._log.ahead_s)
         epoch = self._log.next_epoch(self.epoch)
         await self._carry_out(await self._writing.run(self._writer.prepare_term, epoch, self._clock))
         for migration in self._known:

@@ -22,6 +22,7 @@ class MemoryLog:
     `gate`: appends wait for it."""
 
     replicated = True
+    ahead_s: float | None = None
 
     def __init__(self, entries: list[Entry] | None = None) -> None:
         self.entries: list[Entry] = [] if entries is None else entries

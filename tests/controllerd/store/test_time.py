@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from controllerd.leadership.commit_log import CommitLog, LocalLog
+from controllerd.leadership.log_time import LogTime
 from controllerd.store.replica import Replica
+from controllerd.store.term_clock import TermClock
 from daemonkit import metrics
 from daemonkit.runtime import InlineThreads, Runtime, system_runtime
 from tests.controllerd.store.logs import MemoryLog, opened, put
@@ -87,3 +90,36 @@ async def test_the_next_leader_does_not_go_back_either(tmp_path: Path) -> None:
         behind.now_s += 1.0
         assert await database.write(lambda tx: tx.now) == pytest.approx(last + 1.0)
         assert database.clock_step_s == pytest.approx(-HOUR_S - 100.0)
+
+
+@pytest.mark.parametrize("step_s", [HOUR_S, -HOUR_S])
+async def test_a_leader_that_has_followed_goes_on(tmp_path: Path, step_s: float) -> None:
+    """It has seen an entry when it was written: what time it is then does not depend on its machine's clock."""
+    first, second = SteppedClock(), SteppedClock(booted_s=1_600_000_000.0, step_s=step_s)
+    log, time = MemoryLog(), LogTime(second)
+    async with opened(tmp_path / "db", log, runtime_of(first)) as database:
+        await database.write(put("a"))
+        for entry in log.entries:
+            time.seen(entry.now)
+    shutil.copy(tmp_path / "db", tmp_path / "copy")
+    first.now_s = second.now_s = second.now_s + 1000.0  # nobody writes
+    log.ahead_s = time.ahead_s
+    async with opened(tmp_path / "copy", log, runtime_of(second)) as database:
+        assert database.now_s() == pytest.approx(first.wall_s())
+        assert database.clock_step_s == pytest.approx(step_s)
+
+
+def test_clocks_that_agree_are_followed() -> None:
+    clock = SteppedClock()
+    assert TermClock(clock, 0.0, clock.wall_s() - clock.boottime_s() - 0.5).now_s() == clock.wall_s()
+
+
+def test_the_entry_that_came_soonest_tells_the_time() -> None:
+    clock = SteppedClock()
+    time = LogTime(clock)
+    assert time.ahead_s is None
+    for delay_s in (3.0, 0.25, 60.0):
+        clock.now_s += 100.0
+        time.seen(clock.wall_s() - delay_s)
+    time.seen(0.0)  # an older software does not tell it
+    assert time.ahead_s == pytest.approx(clock.wall_s() - clock.boottime_s() - 0.25)

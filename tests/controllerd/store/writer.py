@@ -29,6 +29,7 @@ class FileLog:
     """A replicated log in a directory: a file an entry, there or not there."""
 
     replicated = True
+    ahead_s: float | None = None
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
