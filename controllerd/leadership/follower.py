@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from controllerd.leadership import key
@@ -51,7 +51,7 @@ class Ahead(Unavailable):
 class Leader:
     """`revision`: of the leader key's creation, tells one term from the next."""
 
-    member: Member
+    member: Member = field(compare=False)
     revision: int
 
 
@@ -96,11 +96,21 @@ class Follower:
                 raise
 
     async def look(self) -> Scene:
-        """Errors: Unavailable."""
+        """Errors: Unavailable; Diverged when the log is another cloud's: at the first look, or since a restore."""
         keys = (key.LEADER, key.SUCCESSOR, key.CLUSTER)
         leader, successor, cluster = (await self._kv.txn([NEVER], [], keys)).found
         self.leader.set(_leader(leader))
+        self._check_cloud(_text(cluster))
         return Scene(self.leader.value, _text(successor), _text(cluster))
+
+    def _check_cloud(self, cluster_id: str) -> None:
+        """Errors: Diverged."""
+        ours = self._copy.position.cluster_id
+        if ours and cluster_id not in ("", ours):
+            what = f"this copy is of cloud {ours}, the log of cloud {cluster_id}"
+            raise Diverged(
+                f"{what}: if that was restored from a backup, `skyrack-controllerd restore --from-leader` follows it"
+            )
 
     # ---- what is in the log
 
@@ -133,12 +143,7 @@ class Follower:
         position = self._copy.position
         if not position.cluster_id:
             raise Behind("this controller has no copy of the state yet")
-        cluster_id = (await self.look()).cluster_id
-        if cluster_id not in ("", position.cluster_id):
-            what = f"this copy is of cloud {position.cluster_id}, the log of cloud {cluster_id}"
-            raise Diverged(
-                f"{what}: if that was restored from a backup, `skyrack-controllerd restore --from-leader` follows it"
-            )
+        await self.look()  # whose cloud it is
         last = (await self._kv.range(key.slot(position.seq), key.after(key.LOG), 1)).items
         if last and key.seq_of(last[0].key) == position.seq:
             await self._copy.apply([decode(position.seq, last[0].value)])  # compared
