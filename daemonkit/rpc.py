@@ -6,6 +6,7 @@ the ping timeout is set beside the keepalive timeout (else a hung peer is seen o
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import logging
 import re
@@ -40,6 +41,7 @@ SERVER_OPTIONS = [
 ]
 CLIENT_OPTIONS = [*_KEEPALIVE, ("grpc.use_local_subchannel_pool", 1), ("grpc.http2.max_pings_without_data", 0)]
 
+UNWIND_S = 1.0  # for calls that were ended to let go of what they hold
 DOMAIN = "skyrack"
 # Trailing metadata has 8 KiB for all; a message is in it twice, once in base64 and once with % escapes.
 MESSAGE_BYTES_MAX = 1000
@@ -148,6 +150,11 @@ class Guard(grpc.aio.ServerInterceptor):
 
     def __init__(self, new_id: Callable[[], str]) -> None:
         self._new_id = new_id
+        self._calls = _Calls()
+
+    def end(self) -> None:
+        """Every call under way: UNAVAILABLE."""
+        self._calls.end()
 
     async def intercept_service(
         self,
@@ -160,18 +167,51 @@ class Guard(grpc.aio.ServerInterceptor):
         metadata = handler_call_details.invocation_metadata or ()
         given = next((str(value) for key, value in metadata if key == "x-request-id"), "")
         rid = given if _REQUEST_ID.fullmatch(given) else self._new_id()
-        return _guarded(handler, handler_call_details.method, rid)
+        return _guarded(handler, handler_call_details.method, rid, self._calls)
 
 
-def _guarded(handler: Handler, method: str, rid: str) -> Handler:
+class _Calls:
+    """Those under way; each has a task of its own."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._ended: set[asyncio.Task[Any]] = set()
+
+    def begin(self) -> None:
+        self._tasks.add(_this_task())
+
+    def finish(self, error: BaseException | None) -> BaseException | None:
+        """What the call ended with, as its caller is to see it."""
+        task = _this_task()
+        ended = task in self._ended
+        self._tasks.discard(task)
+        self._ended.discard(task)
+        if ended and isinstance(error, asyncio.CancelledError):
+            task.uncancel()
+            return errors.Unavailable("this daemon is stopping; whether the call was carried out is not known")
+        return error
+
+    def end(self) -> None:
+        for task in self._tasks - self._ended:
+            self._ended.add(task)
+            task.cancel()
+
+
+def _this_task() -> asyncio.Task[Any]:
+    task = asyncio.current_task()
+    assert task is not None
+    return task
+
+
+def _guarded(handler: Handler, method: str, rid: str, calls: _Calls) -> Handler:
     act: Any = handler.unary_unary or handler.stream_unary or handler.unary_stream or handler.stream_stream
 
     async def once(request: Any, context: Context) -> Any:
-        async with _Watched(method, rid, context):
+        async with _Watched(method, rid, context, calls):
             return await act(_whole(request), context)
 
     async def many(request: Any, context: Context) -> None:
-        async with _Watched(method, rid, context):
+        async with _Watched(method, rid, context, calls):
             if inspect.iscoroutinefunction(act):  # writes its answers to the context by itself
                 await act(request, context)
                 return
@@ -218,15 +258,17 @@ def _tolerant(parse: Callable[[bytes], Any] | None, streaming: bool) -> Callable
 class _Watched:
     """One call. Each has a task of its own, so the request id needs no reset."""
 
-    def __init__(self, method: str, rid: str, context: Context) -> None:
-        self._method, self._rid, self._context = method, rid, context
+    def __init__(self, method: str, rid: str, context: Context, calls: _Calls) -> None:
+        self._method, self._rid, self._context, self._calls = method, rid, context, calls
 
     async def __aenter__(self) -> None:
+        self._calls.begin()
         request_id.set(self._rid)
         self._start_s = time.perf_counter()
         self._context.set_trailing_metadata((("x-request-id", self._rid),))
 
     async def __aexit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        error = self._calls.finish(error)
         told = self._told(error)
         code = "OK" if error is None else "ABORTED_BY_METHOD" if isinstance(error, grpc.aio.AbortError) else "CANCELLED"
         code = code_of(told).name if told else code
@@ -253,7 +295,8 @@ class Server:
     """A gRPC server with health and reflection. `bind` fails when the port is taken."""
 
     def __init__(self, new_id: Callable[[], str], interceptors: Sequence[grpc.aio.ServerInterceptor] = ()) -> None:
-        self.grpc = grpc.aio.server(interceptors=[Guard(new_id), *interceptors], options=SERVER_OPTIONS)
+        self._guard = Guard(new_id)
+        self.grpc = grpc.aio.server(interceptors=[self._guard, *interceptors], options=SERVER_OPTIONS)
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
 
@@ -277,8 +320,13 @@ class Server:
         await self._health.set(name, status)
 
     async def stop(self, grace_s: float = 1.0) -> None:
+        """Calls under way have so long to end. Then they are ended; by gRPC, which tells a log of it, only if that fails."""
         await self._health.enter_graceful_shutdown()
-        await self.grpc.stop(grace_s)
+        ending = asyncio.get_running_loop().call_later(grace_s, self._guard.end)
+        try:
+            await self.grpc.stop(grace_s + UNWIND_S)
+        finally:
+            ending.cancel()
 
 
 def channel(address: str, credentials: grpc.ChannelCredentials) -> grpc.aio.Channel:

@@ -199,6 +199,21 @@ async def test_an_end_reaches_the_other_side(tmp_path: Path) -> None:
     await third.close()
 
 
+async def test_calls_that_do_not_end_by_themselves_are_told_when_their_server_stops(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pki, service = Pki(tmp_path), Service()
+    async with served(pki, service) as address:
+        stream = await dialer(pki).dial(address)
+        await stream.send(hello())
+        await stream.receive()
+    assert service.ended.is_set()
+    with pytest.raises(errors.Unavailable, match="is stopping"):
+        await stream.receive()
+    await stream.close()
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
 async def test_a_taken_port_is_refused(tmp_path: Path) -> None:
     pki = Pki(tmp_path)
     async with served(pki, Service()) as address:
