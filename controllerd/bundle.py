@@ -48,7 +48,7 @@ def install_bundle(config: ControllerConfig, bundle: bytes) -> str:
         present = {name: certificate.path(config, name) for name in files}
         if is_member(config) and all(p.exists() and p.read_bytes() == files[name] for name, p in present.items()):
             return "this controller has taken in the bundle already; nothing was changed"
-        tls.write_private(config.data_dir / "member", f"{node}\n".encode())
+        mark_member(config)
         certificate.write(config, files)
     finally:
         directory.close()
@@ -56,8 +56,12 @@ def install_bundle(config: ControllerConfig, bundle: bytes) -> str:
 
 
 def is_member(config: ControllerConfig) -> bool:
-    """Whether this controller came to others by a bundle: its state is never of its own making."""
+    """Whether this controller has its state from others: it is never of its own making."""
     return (config.data_dir / "member").exists()
+
+
+def mark_member(config: ControllerConfig) -> None:
+    tls.write_private(config.data_dir / "member", f"{config.node}\n".encode())
 
 
 def _read(bundle: bytes) -> tuple[str, Files]:

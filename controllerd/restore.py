@@ -18,6 +18,7 @@ from pathlib import Path
 
 from controllerd import certificate
 from controllerd.bootstrap import issue_missing
+from controllerd.bundle import mark_member
 from controllerd.config import ControllerConfig
 from controllerd.leadership import key
 from controllerd.leadership.kv import Created, Delete, Kv, Put
@@ -39,6 +40,8 @@ async def restore(
 ) -> str:
     """Gives a line for people. `kv`: of the cloud's etcd; None without one. `names`: as at bootstrap. Errors: ConfigError."""
     about = backup.read(file)
+    if strange := set(about.files) - set(certificate.AUTHORITY_FILES):  # a name is a path here
+        raise ConfigError(f"{file} holds files that are no authority's: {', '.join(sorted(strange))}")
     directory = DataDirectory(config.data_dir)
     try:
         _check(config, replace)
@@ -63,6 +66,7 @@ def from_leader(config: ControllerConfig, runtime: Runtime) -> str:
         raise ConfigError("cluster.etcd is not set: there is no other controller to have the state from")
     directory = DataDirectory(config.data_dir)
     try:
+        mark_member(config)  # or the next bootstrap would make another cloud here
         kept = _set_aside(config, runtime.clock.wall_s())
     finally:
         directory.close()

@@ -42,7 +42,7 @@ class SnapshotClient:
         partial = into.with_name(into.name + ".part")
         threads = self._runtime.threads("fetch-snapshot", 1)
         try:
-            with partial.open("wb") as file:
+            with _private(partial) as file:
                 seq = await self._fetch(leader, cluster_id, _Landing(file, threads))
             partial.replace(into)
         except OSError as error:
@@ -78,6 +78,12 @@ async def _land(call: grpc.aio.UnaryStreamCall[pb.GetSnapshotRequest, pb.Snapsho
             return chunk.seq
         await landing.add(chunk.data)
         limit_s = SILENCE_MAX_S
+
+
+def _private(path: Path) -> BinaryIO:
+    """Anew, for its owner only: the state holds secrets."""
+    path.unlink(missing_ok=True)
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb")
 
 
 class _Landing:

@@ -6,6 +6,7 @@ the time and work of VACUUM INTO; pages that are free at that moment are copied 
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import apsw
 
 from controllerd.store import position
 from controllerd.store.database import Database, Tx
-from daemonkit.errors import OutOfSpace
+from daemonkit.errors import OutOfSpace, SkyrackError, Unavailable
 
 _READ_BYTES = 1 << 20
 
@@ -34,22 +35,38 @@ async def take(database: Database, target: Path) -> Snapshot:
 
     Errors: OutOfSpace, Unavailable (as `Database.read`). No file is left then.
     """
-    return await database.read(lambda tx: _take(tx, target))
-
-
-def _take(tx: Tx, target: Path) -> Snapshot:
-    fd = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    taking = _Taking(target)
     try:
-        at = _copy(tx, target)
-        os.fsync(fd)
-        return Snapshot(at, _sha256(fd), os.fstat(fd).st_size)
-    except BaseException as error:
-        target.unlink()
-        if isinstance(error, apsw.FullError | OSError):
-            raise OutOfSpace(f"no room for a snapshot: {error}") from None
+        return await database.read(taking.run)
+    except (SkyrackError, asyncio.CancelledError):  # the file may be whole by now, or still be written by the thread
+        taking.give_up()
         raise
-    finally:
-        os.close(fd)
+
+
+class _Taking:
+    def __init__(self, target: Path) -> None:
+        self._target, self._wanted = target, True
+
+    def run(self, tx: Tx) -> Snapshot:
+        """In a thread."""
+        fd = os.open(self._target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            at = _copy(tx, self._target)
+            os.fsync(fd)
+            if not self._wanted:
+                raise Unavailable("nobody waits for this snapshot any more")
+            return Snapshot(at, _sha256(fd), os.fstat(fd).st_size)
+        except BaseException as error:
+            self._target.unlink(missing_ok=True)
+            if isinstance(error, apsw.FullError | OSError):
+                raise OutOfSpace(f"no room for a snapshot: {error}") from None
+            raise
+        finally:
+            os.close(fd)
+
+    def give_up(self) -> None:
+        self._wanted = False
+        self._target.unlink(missing_ok=True)
 
 
 def _copy(tx: Tx, target: Path) -> position.Position:

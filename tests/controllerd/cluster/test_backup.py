@@ -180,6 +180,17 @@ async def test_what_is_refused_changes_nothing(file: Path, bootstrapped: Control
     assert names(bootstrapped) == ["state.db"] and (bootstrapped.data_dir / "state.db").read_bytes() == before
 
 
+async def test_files_of_a_backup_land_nowhere_else(bootstrapped: ControllerConfig, tmp_path: Path, runtime: Runtime) -> None:
+    file, config = tmp_path / "evil.backup", new_config(tmp_path / "new")
+    async with opened(bootstrapped, runtime) as database:
+        await snapshot.take(database, file)
+    files = certificate.present(bootstrapped, certificate.AUTHORITY_FILES) | {"ca/../../evil": b"not a key"}
+    backup.seal(file, TAKEN_AT, "1.0", files, random.Random(1).randbytes(backup.MARK_BYTES))
+    with pytest.raises(ConfigError, match="evil"):
+        await restore(config, file, None, runtime, replace=False)
+    assert not (tmp_path / "new").exists()
+
+
 async def test_a_running_daemon_is_left_alone(file: Path, bootstrapped: ControllerConfig, runtime: Runtime) -> None:
     running = DataDirectory(bootstrapped.data_dir)
     try:
@@ -237,10 +248,13 @@ async def test_the_log_of_others_is_left_alone(file: Path, tmp_path: Path, runti
     assert len((await kv.range(key.LOG, key.after(key.LOG))).items) == 2 and not names(config)
 
 
-async def test_the_others_set_their_copies_aside(bootstrapped: ControllerConfig, runtime: Runtime) -> None:
+async def test_the_others_set_their_copies_aside(bootstrapped: ControllerConfig, tmp_path: Path, runtime: Runtime) -> None:
     with pytest.raises(ConfigError, match="no other controller"):
         from_leader(bootstrapped, runtime)
-    several = replace(bootstrapped, cluster=ClusterConfig(etcd=["127.0.0.1:1"]))
+    several = replace(bootstrapped, cluster=ClusterConfig(etcd=["127.0.0.1:1"], etcd_tls_dir=tmp_path / "etcd"))
     assert "20231114T221320Z" in from_leader(several, runtime)
     assert names(several) == ["state.db.20231114T221320Z"]
+    (tmp_path / "admin.env").unlink()
+    await bootstrap(several, (), tmp_path / "admin.env", runtime)  # makes no other cloud of it
+    assert names(several) == ["state.db.20231114T221320Z"] and not (tmp_path / "admin.env").exists()
     assert from_leader(several, runtime) == "there was no state here"

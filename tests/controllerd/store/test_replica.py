@@ -22,7 +22,7 @@ from controllerd.store.database import Tx
 from controllerd.store.digest import digest
 from controllerd.store.migration import parse
 from controllerd.store.replica import ENTRIES_MAX, Replica
-from daemonkit.errors import ConfigError
+from daemonkit.errors import ConfigError, Unavailable
 from daemonkit.runtime import InlineThreads, Runtime, SystemClock, system_runtime
 from tests.controllerd.store.logs import MemoryLog, opened, put
 
@@ -241,6 +241,27 @@ async def test_a_snapshot_taken_under_load_and_the_rest_of_the_log(tmp_path: Pat
         with pytest.raises(FileExistsError):
             await snapshot.take(database, tmp_path / "db")
     await replica.close()
+
+
+async def test_nothing_is_left_of_a_snapshot_that_nobody_gets(tmp_path: Path) -> None:
+    log = await leader_and_log(tmp_path / "db")
+    async with opened(tmp_path / "db", log) as database:
+        log.leading = False
+        with pytest.raises(Unavailable):
+            await snapshot.take(database, tmp_path / "snapshot")
+        log.leading = True
+        for step in range(20):  # the thread is somewhere in the middle then
+            taking = asyncio.create_task(snapshot.take(database, tmp_path / f"snapshot-{step}"))
+            await asyncio.sleep(step / 2000)
+            taking.cancel()
+            await asyncio.wait([taking])
+            if not taking.cancelled():
+                (tmp_path / f"snapshot-{step}").unlink()
+    assert not _snapshots(tmp_path)
+
+
+def _snapshots(directory: Path) -> list[Path]:
+    return list(directory.glob("snapshot*"))
 
 
 async def test_a_snapshot_heals_a_copy_that_has_diverged(tmp_path: Path) -> None:
