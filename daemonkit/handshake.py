@@ -2,8 +2,9 @@
 
 A certificate of another authority is refused inside gRPC, before any code of ours sees the connection. The one trace of it is
 a line that gRPC's C++ core writes to file descriptor 2, at verbosity INFO. So that descriptor is read here: refusals are
-counted (the first and every hundredth is logged), INFO lines are dropped, the rest is passed on. Python's own standard error is
-moved to the real one before, so what Python writes goes out directly, even from a dying process.
+counted (the first and every hundredth is logged), INFO lines are dropped, and what gRPC thinks of that verbosity; the rest is
+passed on. Python's own standard error is moved to the real one before, so what Python writes goes out directly, even from a
+dying process.
 
 gRPC reads its verbosity when it is loaded: without GRPC_VERBOSITY=INFO in the environment of the process nothing is counted.
 """
@@ -21,7 +22,7 @@ from daemonkit import metrics
 
 log = logging.getLogger(__name__)
 
-_INFO = re.compile(rb"[ID]\d{4} \d\d:\d\d:")
+_NOISE = re.compile(rb"[ID]\d{4} \d\d:\d\d:|W\d{4} .* Log level INFO is not suitable for production")
 _REFUSED = re.compile(rb"Handshake failed with error SSL_ERROR_SSL: (.*)")
 # What BoringSSL says of a certificate that it does not take; other failures are no certificate's, but a scanner's or the net's.
 _WHY = (
@@ -61,7 +62,7 @@ def _read(reading: int, real: int) -> None:
             if refused := _REFUSED.search(line):
                 count += 1
                 _refused(refused[1], count)
-            elif not _INFO.match(line):
+            elif not _NOISE.match(line):
                 os.write(real, line)
 
 
