@@ -12,12 +12,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import grpc
 
 from controllerd.leadership.etcd import etcd_pb2
 from controllerd.leadership.etcd.members import Members, TlsFiles
+from daemonkit.errors import Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -35,11 +37,12 @@ class Apart:
     async def run(self) -> None:
         """Until cancelled; to be run while this controller leads."""
         while True:
-            await self.step()
+            with suppress(Unavailable):
+                await self.step()
             await asyncio.sleep(INTERVAL_S)
 
     async def step(self) -> bool:
-        """Tells whether etcd's leader was here and has moved."""
+        """Tells whether etcd's leader was here and has moved. Errors: Unavailable."""
         answers = await asyncio.gather(*(self._status(endpoint) for endpoint in self._members.endpoints))
         answering = {endpoint: status for endpoint, status in answers if status is not None}
         for endpoint, status in answering.items():

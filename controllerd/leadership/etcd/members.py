@@ -14,7 +14,7 @@ from pathlib import Path
 import grpc
 
 from controllerd.leadership.etcd import etcd_pb2_grpc
-from daemonkit.errors import ConfigError
+from daemonkit.errors import ConfigError, Unavailable
 
 # Members refuse pings more often than every 5 s (--grpc-keepalive-min-time), and any while no call is under way; what fails
 # faster is seen by each call's deadline and by the probes of a watch.
@@ -87,22 +87,28 @@ class Connection:
 
 class Members:
     def __init__(self, endpoints: Sequence[str], tls: TlsFiles | None) -> None:
-        """Errors: ConfigError for no endpoint."""
+        """Errors: ConfigError for no endpoint, or certificate files that are missing."""
         if not endpoints:
             raise ConfigError("cluster.etcd names no member")
+        if tls is not None:
+            tls.credentials()
         self.endpoints = tuple(endpoints)
         self._tls = tls
         self._at = 0
         self._current: Connection | None = None
 
     def current(self) -> Connection:
+        """Errors: as `connect`."""
         if self._current is None:
             self._current = self.connect(self.endpoints[self._at])
         return self._current
 
     def connect(self, endpoint: str) -> Connection:
-        """One more connection, which its caller retires."""
-        return Connection(endpoint, self._tls)
+        """One more connection, which its caller retires. Errors: Unavailable while certificate files are being replaced."""
+        try:
+            return Connection(endpoint, self._tls)
+        except ConfigError as error:
+            raise Unavailable(error.message) from None
 
     async def leave(self, connection: Connection) -> None:
         """It failed: from now on the next member is used, unless another call has moved on already."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from contextlib import aclosing
 from pathlib import Path
 
@@ -106,4 +107,18 @@ async def test_only_with_a_certificate(etcd3: EtcdCluster, tmp_path: Path) -> No
             await stranger.range("/")
         await stranger.close()
     with pytest.raises(ConfigError, match=r"ca\.pem"):
-        await EtcdKv(etcd3.endpoints, tmp_path).range("/")
+        EtcdKv(etcd3.endpoints, tmp_path)
+
+
+async def test_certificates_that_are_just_being_replaced(etcd3: EtcdCluster, tmp_path: Path) -> None:
+    assert etcd3.tls_dir is not None
+    ours = tmp_path / "ours"
+    shutil.copytree(etcd3.tls_dir, ours)
+    kv = EtcdKv(etcd3.endpoints, ours)
+    (ours / "client.pem").rename(ours / "aside")
+    for call in (kv.range("/"), kv.txn([], [Put("/a", b"")]), kv.health(), anext(kv.watch("/", 1))):
+        with pytest.raises(Unavailable, match=r"client\.pem"):
+            await call
+    (ours / "aside").rename(ours / "client.pem")
+    assert (await kv.range("/")).revision
+    await kv.close()
