@@ -26,7 +26,7 @@ from google.protobuf.json_format import ParseDict
 from daemonkit.desired import encode, key_of, state_hash
 from daemonkit.errors import NotLeader, SkyrackError
 from daemonkit.rpc import CLIENT_OPTIONS, from_rpc_error
-from daemonkit.session import BACKOFF_FIRST_S, BACKOFF_MAX_S, GOOD_SESSION_S, SPREAD_S
+from daemonkit.session import BACKOFF_FIRST_S, BACKOFF_MAX_S, GOOD_SESSION_S, SPREAD_S, WELCOME_TIMEOUT_S
 from seeded import inventory_of
 from skyrack.v1 import agent_pb2 as pb
 from skyrack.v1 import agent_pb2_grpc
@@ -110,12 +110,13 @@ class Agent:
             async with channel:
                 self._call = agent_pb2_grpc.AgentServiceStub(channel).Session()
                 self._writing = asyncio.Lock()
-                await self._greet()
+                async with asyncio.timeout(WELCOME_TIMEOUT_S):
+                    await self._greet()
                 await self._talk()
         except grpc.RpcError as error:
             raise from_rpc_error(error) from None
-        except asyncio.InvalidStateError:
-            raise SkyrackError("the call is over") from None
+        except (asyncio.InvalidStateError, TimeoutError):
+            raise SkyrackError("the call is over, or nobody answers") from None
 
     async def _say(self, **body: object) -> None:
         async with self._writing:

@@ -75,6 +75,7 @@ class Compilation:
                         await self._serve_waiting()
         finally:
             self._waiting.pop(future, None)
+            future.cancel()  # who left asks for nothing any more
         return future.result()
 
     async def _serve_waiting(self) -> None:
@@ -90,6 +91,8 @@ class Compilation:
         self._wires = work.wires
         for (future, _wanted), answer in zip(batch, answers, strict=True):
             self._waiting.pop(future, None)
+            if future.done():
+                continue
             if isinstance(answer, SkyrackError):
                 future.set_exception(answer)
             else:
