@@ -26,7 +26,7 @@ from google.protobuf.json_format import ParseDict
 from daemonkit.desired import encode, key_of, state_hash
 from daemonkit.errors import NotLeader, SkyrackError
 from daemonkit.rpc import CLIENT_OPTIONS, from_rpc_error
-from daemonkit.session import BACKOFF_FIRST_S, BACKOFF_MAX_S, GOOD_SESSION_S, SPREAD_S, WELCOME_TIMEOUT_S
+from daemonkit.session import BACKOFF_FIRST_S, BACKOFF_MAX_S, GOOD_SESSION_S, SPREAD_S
 from seeded import inventory_of
 from skyrack.v1 import agent_pb2 as pb
 from skyrack.v1 import agent_pb2_grpc
@@ -39,6 +39,7 @@ POWERS = {
 }
 SAMPLES_A_BATCH = 10
 RESENT_AFTER_S = 15.0
+GREETING_MAX_S = 60.0  # more than agents have: here a thousand nodes share one machine with the controller
 
 
 @dataclass
@@ -82,6 +83,7 @@ class Agent:
 
     async def run(self) -> None:
         backoff_s, turn, hint = BACKOFF_FIRST_S, 0, ""
+        await asyncio.sleep(random.uniform(0.0, self._options.nodes * len(KINDS) * SPREAD_S))
         while True:
             address = hint or self._controllers[turn % len(self._controllers)]
             turn += not hint
@@ -110,7 +112,7 @@ class Agent:
             async with channel:
                 self._call = agent_pb2_grpc.AgentServiceStub(channel).Session()
                 self._writing = asyncio.Lock()
-                async with asyncio.timeout(WELCOME_TIMEOUT_S):
+                async with asyncio.timeout(GREETING_MAX_S):
                     await self._greet()
                 await self._talk()
         except grpc.RpcError as error:
