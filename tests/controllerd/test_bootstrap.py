@@ -248,5 +248,6 @@ async def test_as_typed(first: ControllerConfig, second: ControllerConfig, tmp_p
     assert typed(second, "bootstrap", "--bundle", "-", stdin=bundle)[0] == 0
     assert typed(second, "bootstrap", "--bundle", str(written))[:2] != (1, b"")
     assert typed(first, "bootstrap", "--bundle", "c2.bundle")[0] == 1
-    assert typed(first, "bootstrap", "--bundle", "nowhere") == (1, b"", b"cannot bootstrap: nowhere: No such file or directory\n")
+    gone = b"cannot bootstrap: nowhere: No such file or directory\n"
+    assert typed(first, "bootstrap", "--bundle", "nowhere") == (1, b"", gone)
     assert typed(first, "bundle")[0] == 2 and typed(first, "bootstrap", "c2")[0] == 2
