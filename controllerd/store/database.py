@@ -128,7 +128,7 @@ class Database:
     async def close(self) -> None:
         """After `run` has ended. What still waits is refused."""
         self._refuse_all(Unavailable("the store is closed"))
-        self._reading.close()
+        await self._writing.run(self._reading.close)  # a read under way may take long, and this loop has more to do
         while self._idle_readers:
             self._idle_readers.pop().close()
         await self._writing.run(self._writer.close)

@@ -178,3 +178,21 @@ async def test_an_item_cannot_hide_that_the_disk_is_full(tmp_path: Path) -> None
         await database.write(lambda tx: tx.value(f"PRAGMA max_page_count={pages + 1000}"))
         await database.write(put("after"))
         assert "after" in await names(database)
+
+
+async def test_a_long_read_at_the_end_holds_up_nobody_else(tmp_path: Path) -> None:
+    begun, enough = threading.Event(), threading.Event()
+
+    def long(_tx: Tx) -> bool:
+        begun.set()
+        return enough.wait(10)
+
+    database = Database(tmp_path / "db", LocalLog(), system_runtime())
+    await database.open()
+    reading = asyncio.create_task(database.read(long))
+    await asyncio.to_thread(begun.wait)
+    closing = asyncio.create_task(database.close())
+    await asyncio.sleep(0.1)
+    enough.set()
+    assert await reading
+    await closing
