@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import random
-from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,61 +18,26 @@ from controllerd.leadership.memory import MemoryKv, MemoryStore
 from controllerd.leadership.replicated_log import ReplicatedLog
 from daemonkit.errors import Unavailable
 from daemonkit.runtime import InlineThreads, Runtime
-from tests.daemonkit import virtual
+from skyrack.testing.virtual import RepeatableLoop, VirtualClock
 
 T = TypeVar("T")
 SETTINGS = LeaseSettings(ttl_s=3, margin_s=0.5)
-PROCESS: contextvars.ContextVar[str] = contextvars.ContextVar("process", default="")
 WRITE_INTERVAL_S = 0.1
 
 
-class _Ready(deque[asyncio.Handle]):
-    """The loop's queue; what belongs to a stopped process is put aside when its turn comes."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__()
-        self.stopped: dict[str, list[asyncio.Handle]] = {}
-        self._nothing = asyncio.Handle(lambda: None, (), loop)
-        self._nothing.cancel()
-
-    def popleft(self) -> asyncio.Handle:
-        handle = super().popleft()
-        aside = self.stopped.get(handle._context.get(PROCESS, "")) if self.stopped else None  # type: ignore[attr-defined]
-        if aside is None:
-            return handle
-        aside.append(handle)
-        return self._nothing
-
-
-class StoppableLoop(virtual.VirtualLoop):
-    """Tasks begun in `process(name)` belong to a process that can be stopped; its timers then run late, as after SIGCONT."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._ready = _Ready(self)
-
-    def stop_process(self, name: str) -> None:
-        self._ready.stopped.setdefault(name, [])
-
-    def continue_process(self, name: str) -> None:
-        self._ready.extend(self._ready.stopped.pop(name, []))
-
-
-def loop() -> StoppableLoop:
+def loop() -> RepeatableLoop:
     running = asyncio.get_running_loop()
-    assert isinstance(running, StoppableLoop)
+    assert isinstance(running, RepeatableLoop)
     return running
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    with asyncio.Runner(loop_factory=StoppableLoop) as runner:
+    with asyncio.Runner(loop_factory=RepeatableLoop) as runner:
         return runner.run(work)
 
 
 def begin(process: str, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-    context = contextvars.copy_context()
-    context.run(PROCESS.set, process)
-    return loop().create_task(work, context=context)
+    return loop().spawn(process, work)
 
 
 @dataclass(frozen=True)
@@ -167,7 +130,7 @@ class Controller:
 
     def __init__(self, house: House, name: str) -> None:
         self.house, self.name = house, name
-        self.runtime = Runtime(virtual.VirtualClock(), random.Random(house.rng.random()), lambda _name, _n: InlineThreads())
+        self.runtime = Runtime(VirtualClock(), random.Random(house.rng.random()), lambda _name, _n: InlineThreads())
         self.copy = MemoryCopy(house.shelf)
         self.terms: list[float] = []  # when each began
         self.reads = 0
@@ -201,16 +164,16 @@ class Controller:
 
     def pause(self) -> None:
         """As SIGSTOP."""
-        loop().stop_process(self.process)
+        loop().freeze(self.process)
 
     def resume(self) -> None:
         if self.task is not None:
-            loop().continue_process(self.process)
+            loop().thaw(self.process)
 
     def kill(self) -> None:
         """As SIGKILL: nothing of the process does anything any more."""
         assert self.task is not None
-        loop().stop_process(self.process)
+        loop().freeze(self.process)
         self.kv.link.cut()
         self.dead.append((self.process, self.task))
         self.task = self.term = None
@@ -220,7 +183,7 @@ class Controller:
         """At the very end: lets the tasks of killed processes go; what they still say does not count."""
         for process, task in self.dead:
             task.cancel()
-            loop().continue_process(process)
+            loop().thaw(process)
         await asyncio.gather(*(task for _process, task in self.dead), return_exceptions=True)
 
     async def stop(self) -> None:

@@ -74,9 +74,9 @@ async def faults(house: dict[str, Controller], store: MemoryStore) -> None:
             case "transfer":
                 await victim.elector.resign(next(name for name in house if name != victim.name))
             case "pause":
-                loop().stop_process(victim.name)
+                loop().freeze(victim.name)
                 await asyncio.sleep(8)
-                loop().continue_process(victim.name)
+                loop().thaw(victim.name)
             case "lose":
                 victim.kv.link.lose_reply = lambda: True
                 await asyncio.sleep(8)
