@@ -113,9 +113,6 @@ class Elector:
         """Every controller that is there, by name."""
         return self._roster.members.value
 
-    async def members_changed(self, known: Mapping[str, Member]) -> Mapping[str, Member]:
-        return await self._roster.members.other_than(known)
-
     def clock_offsets_s(self) -> Mapping[str, float]:
         """How far each controller's clock is ahead of this one's, when it last registered."""
         return self._roster.clock_offsets_s
