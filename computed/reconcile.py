@@ -189,11 +189,14 @@ class Reconciler:
                 self.wake(server_id)
 
     def _survey(self, there: Mapping[str, Domain]) -> None:
-        """Tells what is there of servers that were not told of yet, before anything is done to them."""
+        """What is there of servers that were not looked at yet, before anything is done to them. The pass that follows tells
+        it, whatever was said of them while nobody could look."""
         for server_id, server in self._desired.items():
             if server_id not in self.observed:
-                facts = self._facts_with(server, self._memory[server_id], there.get(server_id))
+                memory = self._memory[server_id]
+                facts = self._facts_with(server, memory, there.get(server_id))
                 self.observed[server_id] = observe(server, facts, None)
+                memory.tell = True
         self.surveyed.set()
 
     # ---- one pass

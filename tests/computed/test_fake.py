@@ -23,7 +23,7 @@ from daemonkit.memory import MemoryNetwork
 from daemonkit.runtime import InlineThreads, Runtime, SystemClock
 from daemonkit.tls import Identity
 from skyrack.v1 import agent_pb2
-from tests.computed.rig import FAILED, NODE, PAUSED, PENDING, READY, RUNNING, STOPPED, Controller, until
+from tests.computed.rig import FAILED, GONE, NODE, PAUSED, PENDING, READY, RUNNING, STOPPED, Controller, until
 
 ADDRESS = "controller:7701"
 
@@ -180,6 +180,17 @@ async def test_every_new_desired_state_gets_a_word(rig: FakeRig) -> None:
     before = len(rig.controller.history)
     await rig.controller.put(server_id, rig.new_server(project_id="other"))
     await until(lambda: len(rig.controller.history) > before, "a report")
+
+
+async def test_what_is_found_when_the_hypervisor_is_back_is_told(rig: FakeRig) -> None:
+    """Also of a server that was only told to be waited for."""
+    rig.machine.reachable = False
+    server_id = new_id()
+    await rig.controller.put(server_id, agent_pb2.ServerSpec(absent=True))
+    await rig.controller.wait(server_id, PENDING)
+    await asyncio.sleep(2.0)  # the next try is some seconds away: a sweep finds it first
+    rig.machine.reachable = True
+    await rig.controller.wait(server_id, GONE)
 
 
 async def test_tasks_and_questions(rig: FakeRig) -> None:
