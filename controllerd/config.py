@@ -56,7 +56,7 @@ class ControllerConfig:
     tls_dir: Path = option(Path("/etc/skyrack/tls"), "ca.pem, node.pem, node.key")
     api_listen: str = option("0.0.0.0:7700", "public gRPC API, TLS")
     agents_listen: str = option("0.0.0.0:7701", "sessions of agents, mutual TLS")
-    metrics_listen: str = option("127.0.0.1:9700", "Prometheus metrics, plain HTTP")
+    metrics_listen: str = option("127.0.0.1:9700", "Prometheus metrics, plain HTTP; empty = none")
     advertise_api: str = option("", "host:port of the API that joining nodes are told; empty = api_listen")
     advertise_agents: str = option("", "host:port of the agent service that nodes are told; empty = agents_listen")
     log_level: str = option("info", "debug, info, warning or error")

@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
 
-from controllerd import acts
+from controllerd import acts, divergence, renewal
 from controllerd.agents.blob import GrpcBlobStore
 from controllerd.api.rpc.agent import AgentService
 from controllerd.api.rpc.services import NAMES, public_services
@@ -40,6 +40,7 @@ from daemonkit.tls import TlsFiles
 from skyrack.v1 import agent_pb2_grpc, peer_pb2_grpc
 
 STATE = "state.db"
+OUTGOING = "outgoing-{}.db"  # a snapshot while it is sent
 LEAVE_MAX_S = 3.0  # for another controller to answer calls
 
 
@@ -48,12 +49,17 @@ async def serve(config: ControllerConfig, life: Lifecycle, runtime: Runtime) -> 
     async with AsyncExitStack() as stack:
         directory = DataDirectory(config.data_dir)
         stack.callback(directory.close)
+        divergence.check(config.data_dir / STATE)
+        _remove_leftovers(config.data_dir)
+        renewal.renew(config, runtime)
         metrics.INFO.labels("controllerd", version("skyrack")).set(1)
-        stack.callback(metrics.serve(config.metrics_listen).shutdown)
+        if config.metrics_listen:
+            stack.callback(metrics.serve(config.metrics_listen).shutdown)
         daemon = Daemon(config, life, runtime)
         stack.push_async_callback(daemon.close)
         async with asyncio.TaskGroup() as group:
-            work = [group.create_task(job) for job in (daemon.run(), metrics.watch_loop_lag())]
+            jobs = (daemon.run(), metrics.watch_loop_lag(), renewal.watch(renewal.ends(config), runtime))
+            work = [group.create_task(job) for job in jobs]
             await life.stopping.wait()
             await daemon.leave()
             for task in work:
@@ -107,7 +113,7 @@ class Daemon:
     @asynccontextmanager
     async def _answering(self, controller: Controller) -> AsyncIterator[None]:
         """Callers are let in to a term."""
-        peers = PeerService(lambda: self._snapshot(controller), controller.database.cluster_id, self._runtime)
+        peers = PeerService(lambda: self._snapshot(controller), self._runtime)
         inner: Services = {
             "skyrack.v1.AgentService": (
                 agent_pb2_grpc.add_AgentServiceServicer_to_server,
@@ -137,13 +143,19 @@ class Daemon:
             work.cancel()
 
     async def _snapshot(self, controller: Controller) -> tuple[int, Path]:
-        path = self._config.data_dir / f"outgoing-{self._runtime.new_id()}.db"
+        path = self._config.data_dir / OUTGOING.format(self._runtime.new_id())
         return (await snapshot.take(controller.database, path)).position.seq, path
 
     async def close(self) -> None:
         await self._front.stop()
         if self._kv is not None:
             await self._kv.close()
+
+
+def _remove_leftovers(directory: Path) -> None:
+    """Snapshots that were being sent when the process was killed, and what SQLite kept beside them."""
+    for left in directory.glob(OUTGOING.format("*") + "*"):
+        left.unlink(missing_ok=True)
 
 
 def _upkeep(kv: EtcdKv, contender: Contender, runtime: Runtime) -> Upkeep:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from controllerd import certificate
+from controllerd import certificate, divergence
 from controllerd.bootstrap import issue_missing
 from controllerd.bundle import mark_member
 from controllerd.config import ControllerConfig
@@ -29,6 +29,7 @@ from daemonkit.lifecycle import DataDirectory
 from daemonkit.runtime import Runtime
 
 STATE = "state.db"
+CLOCK_BEHIND_MAX_S = 86400.0
 _NEW = "state.db.restoring"
 _COMPANIONS = ("", "-wal", "-shm", "-journal")
 _NEVER = Created(key.LEADER, -1)  # so that the transaction is a look
@@ -42,6 +43,7 @@ async def restore(
     about = backup.read(file)
     if strange := set(about.files) - set(certificate.AUTHORITY_FILES):  # a name is a path here
         raise ConfigError(f"{file} holds files that are no authority's: {', '.join(sorted(strange))}")
+    _check_clock(about, runtime.clock.wall_s())
     directory = DataDirectory(config.data_dir)
     try:
         _check(config, replace)
@@ -54,6 +56,7 @@ async def restore(
         _install_files(config, about, names, runtime, now)
         new.replace(config.data_dir / STATE)
         _sync(config.data_dir)
+        divergence.clear(config.data_dir / STATE)
     finally:
         directory.close()
     told = f"the cloud is as of {_moment(about.taken_at)}; start this controller, then look at `skyrack cluster verify`"
@@ -68,9 +71,17 @@ def from_leader(config: ControllerConfig, runtime: Runtime) -> str:
     try:
         mark_member(config)  # or the next bootstrap would make another cloud here
         kept = _set_aside(config, runtime.clock.wall_s())
+        divergence.clear(config.data_dir / STATE)
     finally:
         directory.close()
     return f"this controller takes its state from the leader. The former is kept: {kept}" if kept else "there was no state here"
+
+
+def _check_clock(about: About, now: float) -> None:
+    """The new epoch is made of the time: with a clock far behind it might be one that agents have left behind them."""
+    if now < about.taken_at - CLOCK_BEHIND_MAX_S:
+        told = f"this machine's clock says {_moment(now)}, and the backup was made at {_moment(about.taken_at)}"
+        raise ConfigError(f"{told}: set the clock first")
 
 
 def _check(config: ControllerConfig, replace: bool) -> None:

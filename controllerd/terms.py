@@ -14,10 +14,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from controllerd import divergence
 from controllerd.config import ControllerConfig
 from controllerd.controller import Controller, described
 from controllerd.leadership.commit_log import CommitLog, LocalLog
 from controllerd.leadership.elector import Elector, Term
+from controllerd.leadership.entry import Diverged
 from controllerd.leadership.follower import FetchSnapshot, Follower
 from controllerd.leadership.kv import Health, Kv
 from controllerd.leadership.lease import LeaseSettings
@@ -108,7 +110,7 @@ class Contender:
 
     def __init__(self, config: ControllerConfig, state: Path, kv: Kv, fetch_snapshot: FetchSnapshot, runtime: Runtime) -> None:
         """`state`: the database file; its directory is this process's alone."""
-        self._runtime, self._me, self._kv = runtime, described(config), kv
+        self._runtime, self._me, self._kv, self._state = runtime, described(config), kv, state
         self._settings = LeaseSettings(config.cluster.lease_ttl_s, config.cluster.lease_margin_s)
         self._replica = Replica(state, runtime)
         self._controller: Controller | None = None
@@ -154,7 +156,11 @@ class Contender:
 
     async def run(self, build: Build, answer: Answer) -> None:
         """Until cancelled. Errors: ConfigError, Diverged, StuckTerm: the process must not go on."""
-        await self._elector.run(lambda term: self._lead(term, build, answer))
+        try:
+            await self._elector.run(lambda term: self._lead(term, build, answer))
+        except (Diverged, BaseExceptionGroup) as error:
+            divergence.note(self._state, error)
+            raise
 
     async def _lead(self, term: Term, build: Build, answer: Answer) -> None:
         """In a task of its own, as the elector calls it."""

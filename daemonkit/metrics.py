@@ -24,6 +24,7 @@ RPC_S = Histogram(
 REFUSED_PEERS = Counter("skyrack_refused_peers_total", "connections refused for their certificate", ["why"], registry=REGISTRY)
 CLOCK_STEP_S = Gauge("skyrack_clock_step_seconds", "machine's clock less the time that the store goes by", registry=REGISTRY)
 INFO = Gauge("skyrack_info", "software version", ["daemon", "version"], registry=REGISTRY)
+CERTIFICATE_LEFT_DAYS = Gauge("skyrack_certificate_left_days", "until a certificate in use ends", ["file"], registry=REGISTRY)
 
 LAG_INTERVAL_S = 0.25
 

@@ -163,6 +163,7 @@ class Cluster:
                     yield Chunk(data, size_bytes)
                 yield Chunk(b"", size_bytes, digest.hexdigest())
         finally:
+            await threads.run(int)  # behind a hash that nobody waits for any more: `close` would hold up the event loop
             threads.close()
 
     async def _take(self, run: Callable[..., Awaitable[object]]) -> BinaryIO:

@@ -24,6 +24,10 @@ class Diverged(SkyrackError):
     reason = "DIVERGED"
 
 
+class Unusable(Diverged):
+    """What came is not for this copy, or not for this software. Nothing says that the copy itself is wrong."""
+
+
 class Kind(enum.IntEnum):
     CHANGES = 1  # body: a changeset of SQLite's session extension
     BARRIER = 2  # the first entry of an epoch; body: the id of the cloud whose log this is
@@ -53,11 +57,11 @@ def encode(entry: Entry) -> bytes:
 
 
 def decode(seq: int, stored: bytes) -> Entry:
-    """Errors: Diverged for what this software cannot read."""
+    """Errors: Unusable for what this software cannot read."""
     try:
         version, kind, batch, epoch, schema, rows, now = _HEAD.unpack_from(stored)
         if version != VERSION:
-            raise Diverged(f"log entry {seq} has version {version}, this software reads {VERSION}: install the newer one")
+            raise Unusable(f"log entry {seq} has version {version}, this software reads {VERSION}: install the newer one")
         return Entry(seq, Kind(kind), batch, epoch, schema, rows, zlib.decompress(stored[_HEAD.size :]), now)
     except (struct.error, ValueError, zlib.error) as error:
-        raise Diverged(f"log entry {seq} is not readable: {error}") from None
+        raise Unusable(f"log entry {seq} is not readable: {error}") from None

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from controllerd.leadership import key
 from controllerd.leadership.copy import Copy
-from controllerd.leadership.entry import Diverged, Entry, decode
+from controllerd.leadership.entry import Diverged, Entry, Unusable, decode
 from controllerd.leadership.kv import Change, Compacted, Created, KeyValue, Kv
 from controllerd.leadership.log_time import LogTime
 from controllerd.leadership.member import Member
@@ -104,11 +104,11 @@ class Follower:
         return Scene(self.leader.value, _text(successor), _text(cluster))
 
     def _check_cloud(self, cluster_id: str) -> None:
-        """Errors: Diverged."""
+        """Errors: Unusable."""
         ours = self._copy.position.cluster_id
         if ours and cluster_id not in ("", ours):
             what = f"this copy is of cloud {ours}, the log of cloud {cluster_id}"
-            raise Diverged(
+            raise Unusable(
                 f"{what}: if that was restored from a backup, `skyrack-controllerd restore --from-leader` follows it"
             )
 

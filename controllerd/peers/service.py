@@ -10,7 +10,7 @@ from pathlib import Path
 from controllerd.api.rpc.gate import Context, is_controller
 from controllerd.api.rpc.switch import service_of
 from daemonkit import metrics
-from daemonkit.errors import Conflict, Forbidden, Unavailable
+from daemonkit.errors import Forbidden, Unavailable
 from daemonkit.runtime import Runtime
 from skyrack.v1 import peer_pb2 as pb
 from skyrack.v1 import peer_pb2_grpc
@@ -34,8 +34,8 @@ def admit(method: str, context: Context) -> None:
 class PeerService(peer_pb2_grpc.PeerServiceServicer):
     """Served by the leader. Callers have passed `admit`."""
 
-    def __init__(self, take_snapshot: TakeSnapshot, cluster_id: str, runtime: Runtime) -> None:
-        self._take_snapshot, self._cluster_id = take_snapshot, cluster_id
+    def __init__(self, take_snapshot: TakeSnapshot, runtime: Runtime) -> None:
+        self._take_snapshot = take_snapshot
         self._threads = runtime.threads("send-snapshot", SNAPSHOTS_MAX)
         self._running = 0
 
@@ -43,8 +43,6 @@ class PeerService(peer_pb2_grpc.PeerServiceServicer):
         self._threads.close()
 
     async def GetSnapshot(self, request: pb.GetSnapshotRequest, context: Context) -> AsyncIterator[pb.SnapshotChunk]:
-        if request.cluster_id not in ("", self._cluster_id):
-            raise Conflict(f"this is cloud {self._cluster_id}, the asker has the state of {request.cluster_id}")
         if self._running >= SNAPSHOTS_MAX:
             busy = Unavailable("other controllers are fetching snapshots now")
             busy.retry_s = RETRY_S

@@ -33,17 +33,17 @@ class SnapshotClient:
     def __init__(self, tls: TlsFiles, runtime: Runtime) -> None:
         self._tls, self._runtime = tls, runtime
 
-    async def fetch_snapshot(self, leader: Member, into: Path, cluster_id: str = "") -> int:
-        """Replaces `into`; gives the seq of the last log entry in it. `cluster_id`: of the state at hand, "" = none.
+    async def fetch_snapshot(self, leader: Member, into: Path) -> int:
+        """Replaces `into`; gives the seq of the last log entry in it.
 
-        Errors: NotLeader, Unavailable (broken, wrong checksum, too slow), Forbidden (not let in), Conflict (another cloud's),
-        OutOfSpace. Nothing is left of a file that did not come whole.
+        Errors: NotLeader, Unavailable (broken, wrong checksum, too slow), Forbidden (not let in), OutOfSpace.
+        Nothing is left of a file that did not come whole.
         """
         partial = into.with_name(into.name + ".part")
         threads = self._runtime.threads("fetch-snapshot", 1)
         try:
             with _private(partial) as file:
-                seq = await self._fetch(leader, cluster_id, _Landing(file, threads))
+                seq = await self._fetch(leader, _Landing(file, threads))
             partial.replace(into)
         except OSError as error:
             raise OutOfSpace(f"a snapshot cannot be written: {error.strerror}") from None
@@ -52,11 +52,11 @@ class SnapshotClient:
             partial.unlink(missing_ok=True)
         return seq
 
-    async def _fetch(self, leader: Member, cluster_id: str, landing: _Landing) -> int:
+    async def _fetch(self, leader: Member, landing: _Landing) -> int:
         channel = rpc.channel(leader.agents, self._tls.client())
         try:
             async with asyncio.timeout(SNAPSHOT_TIMEOUT_S):
-                call = peer_pb2_grpc.PeerServiceStub(channel).GetSnapshot(pb.GetSnapshotRequest(cluster_id=cluster_id))
+                call = peer_pb2_grpc.PeerServiceStub(channel).GetSnapshot(pb.GetSnapshotRequest())
                 return await _land(call, landing)
         except TimeoutError:
             raise Unavailable("the leader's snapshot does not come") from None

@@ -19,7 +19,7 @@ from importlib import resources
 
 import apsw
 
-from controllerd.leadership.entry import Diverged
+from controllerd.leadership.entry import Unusable
 from daemonkit.errors import ConfigError
 
 _READABLE = re.compile(r"--\s*readable from schema (\d+)\s*\n")
@@ -45,12 +45,12 @@ def parse(number: int, name: str, sql: str) -> Migration:
 
 
 def of_body(body: bytes) -> Migration:
-    """Errors: Diverged for what is none. Fields that this software does not know are left out."""
+    """Errors: Unusable for what is none. Fields that this software does not know are left out."""
     try:
         told = json.loads(body)
         return Migration(int(told["number"]), str(told["name"]), int(told["readable_from"]), str(told["sql"]))
     except (ValueError, KeyError, TypeError) as error:
-        raise Diverged(f"a migration in the log is not readable: {error!r}") from None
+        raise Unusable(f"a migration in the log is not readable: {error!r}") from None
 
 
 @functools.cache

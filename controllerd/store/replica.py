@@ -14,7 +14,7 @@ from pathlib import Path
 
 import apsw
 
-from controllerd.leadership.entry import Diverged, Entry, Kind
+from controllerd.leadership.entry import Diverged, Entry, Kind, Unusable
 from controllerd.store import changeset
 from controllerd.store import migration as migrating
 from controllerd.store import position as positions
@@ -128,7 +128,7 @@ class Replica:
             changeset.apply(self._db, entry.body, entry.rows)
             return after
         except Diverged as error:
-            raise Diverged(f"entry {entry.seq}: {error.message}") from None
+            raise type(error)(f"entry {entry.seq}: {error.message}") from None
 
     def _migrated(self, after: Position, entry: Entry) -> Position:
         migration = migrating.of_body(entry.body)
@@ -149,7 +149,7 @@ class Replica:
     async def install(self, snapshot: Path) -> None:
         """Takes the place of all there was; the file is consumed. On the same file system as the copy.
 
-        Errors: Diverged for a damaged file, or another cloud's; ConfigError for a newer schema. Nothing has changed then.
+        Errors: Unusable for a damaged file, or another cloud's; ConfigError for a newer schema. Nothing has changed then.
         """
         await self._threads.run(self._install, snapshot)
 
@@ -157,7 +157,7 @@ class Replica:
         found = _inspect(snapshot)
         ours = self.position.cluster_id
         if ours and found.cluster_id != ours:
-            raise Diverged(f"the snapshot is of cloud {found.cluster_id}, this copy of {ours}")
+            raise Unusable(f"the snapshot is of cloud {found.cluster_id}, this copy of {ours}")
         migrating.check_readable(found.schema, found.readable_from, self._known)
         snapshot.chmod(0o600)
         _sync(snapshot)
@@ -182,21 +182,21 @@ def _same(at: Position, entry: Entry) -> Position:
 
 def _of_cloud(after: Position, cluster_id: str) -> Position:
     if after.cluster_id not in ("", cluster_id):
-        raise Diverged(f"the log is of cloud {cluster_id}, this copy of {after.cluster_id}")
+        raise Unusable(f"the log is of cloud {cluster_id}, this copy of {after.cluster_id}")
     return replace(after, cluster_id=cluster_id)
 
 
 def _inspect(snapshot: Path) -> Position:
-    """Errors: Diverged."""
+    """Errors: Unusable."""
     connection = None
     try:
         connection = apsw.Connection(str(snapshot), flags=apsw.SQLITE_OPEN_READWRITE)
         wrong = [row[0] for row in connection.execute("PRAGMA quick_check(1)") if row[0] != "ok"]
         if wrong:
-            raise Diverged(f"the snapshot is damaged: {wrong[0]}")
+            raise Unusable(f"the snapshot is damaged: {wrong[0]}")
         return positions.read(connection)
     except (apsw.Error, StopIteration) as error:
-        raise Diverged(f"the snapshot is not usable: {error}") from None
+        raise Unusable(f"the snapshot is not usable: {error}") from None
     finally:
         if connection is not None:
             connection.close()

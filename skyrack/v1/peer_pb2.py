@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15skyrack/v1/peer.proto\x12\nskyrack.v1\"(\n\x12GetSnapshotRequest\x12\x12\n\ncluster_id\x18\x01 \x01(\t\":\n\rSnapshotChunk\x12\x0b\n\x03seq\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\x32Y\n\x0bPeerService\x12J\n\x0bGetSnapshot\x12\x1e.skyrack.v1.GetSnapshotRequest\x1a\x19.skyrack.v1.SnapshotChunk0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15skyrack/v1/peer.proto\x12\nskyrack.v1\"\x1a\n\x12GetSnapshotRequestJ\x04\x08\x01\x10\x02\":\n\rSnapshotChunk\x12\x0b\n\x03seq\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\x32Y\n\x0bPeerService\x12J\n\x0bGetSnapshot\x12\x1e.skyrack.v1.GetSnapshotRequest\x1a\x19.skyrack.v1.SnapshotChunk0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,9 +32,9 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'skyrack.v1.peer_pb2', _glob
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_GETSNAPSHOTREQUEST']._serialized_start=37
-  _globals['_GETSNAPSHOTREQUEST']._serialized_end=77
-  _globals['_SNAPSHOTCHUNK']._serialized_start=79
-  _globals['_SNAPSHOTCHUNK']._serialized_end=137
-  _globals['_PEERSERVICE']._serialized_start=139
-  _globals['_PEERSERVICE']._serialized_end=228
+  _globals['_GETSNAPSHOTREQUEST']._serialized_end=63
+  _globals['_SNAPSHOTCHUNK']._serialized_start=65
+  _globals['_SNAPSHOTCHUNK']._serialized_end=123
+  _globals['_PEERSERVICE']._serialized_start=125
+  _globals['_PEERSERVICE']._serialized_end=214
 # @@protoc_insertion_point(module_scope)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import signal
 import socket
@@ -142,6 +143,21 @@ def test_a_killed_controller_is_an_error_line_and_then_goes_on(skyrack: Machine)
     skyrack.ok("volume delete --wait data")
     assert skyrack.ok("volume list -f value") == ""
     assert "volume_create" in skyrack.ok("task list") and "volume.create" in skyrack.ok("event list")
+
+
+def test_what_a_start_looks_at_first(skyrack: Machine) -> None:
+    """A copy that did not fit its log, what a crash left of a snapshot, and no metrics wanted."""
+    skyrack.kill()
+    mark, left = skyrack.directory / "data/state.db.diverged", skyrack.directory / "data/outgoing-it-was-being-sent.db"
+    mark.write_text("entry 7 is not the one that this copy has\n")
+    refused = subprocess.run(skyrack._controllerd("serve"), capture_output=True, text=True, timeout=START_MAX_S)
+    assert refused.returncode == 1 and refused.stderr.startswith("cannot start: the copy of the state does not fit")
+    mark.unlink()
+    left.write_bytes(b"the state")
+    config = skyrack.config.read_text()
+    skyrack.config.write_text(re.sub("(?m)^metrics_listen = .*$", 'metrics_listen = ""', config))
+    skyrack.start()
+    assert not left.exists()
 
 
 def test_a_cloud_comes_back_from_its_backup(skyrack: Machine) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import random
 import sqlite3
 import stat
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -12,19 +15,24 @@ from pathlib import Path
 
 import pytest
 
-from controllerd import certificate
+from controllerd import certificate, divergence
+from controllerd.app.cloud import Cloud
+from controllerd.app.cluster import Cluster
 from controllerd.bootstrap import bootstrap
 from controllerd.config import ClusterConfig, ControllerConfig
+from controllerd.domain.policy import SYSTEM
 from controllerd.leadership import key
 from controllerd.leadership.commit_log import LocalLog
+from controllerd.leadership.entry import Diverged
 from controllerd.leadership.kv import Kv, Put
+from controllerd.leadership.member import Member
 from controllerd.leadership.memory import MemoryKv, MemoryStore
 from controllerd.restore import from_leader, restore
 from controllerd.store import backup, snapshot
 from controllerd.store.database import Database
 from daemonkit.errors import ConfigError
 from daemonkit.lifecycle import DataDirectory
-from daemonkit.runtime import InlineThreads, Runtime
+from daemonkit.runtime import InlineThreads, Runtime, ThreadPool
 from tests.controllerd.conftest import ManualClock
 
 TAKEN_AT = 1_690_000_000.0
@@ -127,6 +135,29 @@ def test_a_newer_schema_is_refused(file: Path, monkeypatch: pytest.MonkeyPatch) 
         backup.read(file)
 
 
+async def test_a_hash_that_nobody_waits_for_holds_up_nobody_else(
+    database: Database, clock: ManualClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, enough = threading.Event(), threading.Event()
+
+    def long(*_args: object) -> None:
+        begun.set()
+        enough.wait(10)
+
+    monkeypatch.setattr(backup, "seal", long)
+    cloud = Cloud(database, Runtime(clock, random.Random(1), ThreadPool))
+    cluster = Cluster(cloud, None, None, Member("c1", "", "", "", 1), tmp_path, dict)  # type: ignore[arg-type]
+    taking = asyncio.ensure_future(anext(cluster.backup(SYSTEM)))
+    await asyncio.to_thread(begun.wait)
+    taking.cancel()
+    await asyncio.sleep(0.1)
+    assert not taking.done()  # and the loop went on
+    enough.set()
+    with pytest.raises(asyncio.CancelledError):
+        await taking
+    assert "partial" not in str(os.listdir(tmp_path))  # noqa: PTH208
+
+
 # ---- where it is restored
 
 
@@ -144,6 +175,14 @@ async def test_a_blank_machine_becomes_the_controller(file: Path, tmp_path: Path
         assert database.epoch == int(clock.now_s) << 16  # above all that agents have seen
         assert await database.read(lambda tx: tx.value("SELECT count(*) FROM user")) == 1
         assert not await database.read(lambda tx: tx.value("SELECT 1 FROM sqlite_schema WHERE name = '_backup'"))
+
+
+async def test_a_mark_of_divergence_goes_with_the_former_state(
+    file: Path, bootstrapped: ControllerConfig, runtime: Runtime
+) -> None:
+    divergence.note(bootstrapped.data_dir / "state.db", Diverged("entry 7"))
+    await restore(bootstrapped, file, None, runtime, replace=True)
+    divergence.check(bootstrapped.data_dir / "state.db")
 
 
 async def test_a_state_that_is_there_is_kept_beside(
@@ -178,6 +217,17 @@ async def test_what_is_refused_changes_nothing(file: Path, bootstrapped: Control
     with pytest.raises(ConfigError):
         await restore(bootstrapped, file, None, runtime, replace=True)
     assert names(bootstrapped) == ["state.db"] and (bootstrapped.data_dir / "state.db").read_bytes() == before
+
+
+async def test_a_clock_far_behind_is_refused(
+    file: Path, bootstrapped: ControllerConfig, runtime: Runtime, clock: ManualClock
+) -> None:
+    clock.now_s = TAKEN_AT - 86401
+    with pytest.raises(ConfigError, match=r"2023-07-21 04:26:39Z.*2023-07-22 04:26:40Z: set the clock"):
+        await restore(bootstrapped, file, None, runtime, replace=True)
+    assert names(bootstrapped) == ["state.db"]
+    clock.now_s = TAKEN_AT - 3600
+    assert "start this controller" in await restore(bootstrapped, file, None, runtime, replace=True)
 
 
 async def test_files_of_a_backup_land_nowhere_else(bootstrapped: ControllerConfig, tmp_path: Path, runtime: Runtime) -> None:

@@ -135,7 +135,7 @@ class Rack:
         if not self.tokens:
             hashed = await controller.passwords.hash(PASSWORD)
             self.tokens = await controller.database.write(lambda tx: people(tx, hashed))
-        peers = PeerService(self._snapshot, "cloud-1", self.runtime)
+        peers = PeerService(self._snapshot, self.runtime)
         inner = {
             "skyrack.v1.AgentService": (
                 agent_pb2_grpc.add_AgentServiceServicer_to_server, AgentService(controller.sessions),

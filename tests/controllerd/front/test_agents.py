@@ -157,7 +157,7 @@ async def test_a_snapshot_comes_whole(pair: Rack, runtime: Runtime, tmp_path: Pa
     content = bytes(range(256)) * (40 << 10)
     (tmp_path / "snapshot").write_bytes(content)
     client, into = SnapshotClient(pair.tls("c9"), runtime), tmp_path / "copy.db"
-    assert await client.fetch_snapshot(pair.nodes["c1"].member, into, "cloud-1") == 42
+    assert await client.fetch_snapshot(pair.nodes["c1"].member, into) == 42
     assert into.read_bytes() == content
     assert not (tmp_path / "snapshot.tmp").exists()
 
