@@ -226,7 +226,11 @@ async def _usage_is_exact(world: World) -> None:
 
 
 def _miscounted(world: World, tx: Tx) -> list[str]:
-    sql = "SELECT s.id, coalesce(c.cpu_ns, 0) AS cpu_ns FROM server s LEFT JOIN usage_counter c ON c.server_id = s.id"
+    """A server that was taken back before it was launched used nothing that anybody pays for."""
+    sql = (
+        "SELECT s.id, coalesce(c.cpu_ns, 0) AS cpu_ns FROM server s LEFT JOIN usage_counter c ON c.server_id = s.id"
+        " WHERE s.node_id != ''"
+    )
     both = [(row["id"], row["cpu_ns"], world.samples.total(row["id"]).cpu_ns) for row in tx.all(sql)]
     return [f"server {i}: {found} ns of CPU are counted of {used}" for i, found, used in both if found != used]
 
