@@ -1,7 +1,7 @@
 """Keeps this controller's copy of the state equal to the log, while another one leads.
 
-Entries come by a watch; beside it a poll asks every second whether anything is new, since a watch can fall silent without
-breaking. What the log does not hold any more comes as a snapshot from the leader. A copy that cannot belong to this log
+Entries come by a watch; beside it a poll asks every second whether anything is new, since a watch can fall silent or behind
+without breaking. What the log does not hold any more comes as a snapshot from the leader. A copy that cannot belong to this log
 (another cloud's, ahead of it, another entry in the same slot) is never repaired silently: Diverged.
 """
 
@@ -123,9 +123,11 @@ class Follower:
             await self._examine()
             self._examined = True
         while True:
+            before_s = self._runtime.clock.boottime_s()
             page = await self._kv.range(key.slot(self._copy.position.seq + 1), key.after(key.LOG), PAGE_ENTRIES)
             await self._apply([(item.key, item.value) for item in page.items])
             if not page.more:
+                self.time.complete(before_s)
                 return page.revision
 
     async def check_all_can_follow(self) -> None:
@@ -184,21 +186,25 @@ class Follower:
         try:
             while self.leader.value is not None:
                 await asyncio.wait([coming], timeout=POLL_INTERVAL_S)
-                if not coming.done():
+                self.time.woke()
+                if not coming.done() or self.time.unknown_s > POLL_INTERVAL_S:
                     await self._poll(self.leader.value)
-                    continue
-                changes = coming.result()
-                coming = asyncio.ensure_future(anext(watch))
-                await self._take(changes)
+                if coming.done():
+                    changes = coming.result()
+                    coming = asyncio.ensure_future(anext(watch))
+                    await self._take(changes)
         finally:
             coming.cancel()
             await asyncio.gather(coming, return_exceptions=True)
 
     async def _poll(self, leader: Leader) -> None:
         """One call that reads nothing while nothing is new."""
+        before_s = self._runtime.clock.boottime_s()
         unchanged = (Created(key.LEADER, leader.revision), Created(key.slot(self._copy.position.seq + 1), 0))
         result = await self._kv.txn(unchanged, [], [key.LEADER])
-        if not result.succeeded:
+        if result.succeeded:
+            self.time.complete(before_s)
+        else:
             await self.catch_up()
             self.leader.set(_leader(result.found[0]))
 

@@ -52,11 +52,13 @@ class ReplicatedLog:
     async def append(self, entry: Entry) -> None:
         """Gives up after twice the lease's life: by then another may lead, and only the log itself tells the outcome."""
         value = encode(entry)
-        until_s = self._runtime.clock.boottime_s() + GIVE_UP_TTLS * self._settings.ttl_s
+        began_s = self._runtime.clock.boottime_s()
+        until_s = began_s + GIVE_UP_TTLS * self._settings.ttl_s
         pause_s = PAUSE_MIN_S
         while True:
             try:
                 await self._try(entry.seq, value)
+                self._time.complete(began_s)
                 self._time.seen(entry.now)
                 return
             except Unavailable as error:

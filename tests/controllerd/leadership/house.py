@@ -224,7 +224,8 @@ class Controller:
             if not self.writing:
                 await asyncio.sleep(WRITE_INTERVAL_S)
                 continue
-            entry = Entry(self.copy.position.seq + 1, kind, self.runtime.rng.randbytes(16), epoch, 1, 0, body)
+            now_s = self.runtime.clock.wall_s()
+            entry = Entry(self.copy.position.seq + 1, kind, self.runtime.rng.randbytes(16), epoch, 1, 0, body, now_s)
             await log.append(entry)
             self.copy.commit(entry)
             self.house.acknowledged[entry.seq] = entry.batch

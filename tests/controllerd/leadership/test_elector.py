@@ -543,6 +543,35 @@ def test_a_clock_that_is_off_is_told_and_changes_nothing() -> None:
     run(story())
 
 
+@pytest.mark.parametrize(("stopped_s", "quiet"), [(1.0, True), (3000.0, True), (200.0, False)])
+def test_a_standby_that_stood_still_does_not_take_old_entries_for_new_ones(stopped_s: float, quiet: bool) -> None:
+    """The leader writes, and has stopped long before the standby goes on, or writes still: the time is never far behind."""
+
+    async def story() -> None:
+        async with house() as h:
+            leader = await h.leader()
+            standby = next(c for c in h.controllers.values() if c is not leader)
+            right_s = standby.runtime.clock.wall_s() - standby.runtime.clock.boottime_s()
+            await asyncio.sleep(20)
+            assert standby.follower.time.ahead_s == pytest.approx(right_s, abs=0.1)
+            standby.pause()
+            await asyncio.sleep(min(stopped_s, 99.0))
+            leader.writing = not quiet
+            await asyncio.sleep(max(0.0, stopped_s - 99.0))
+            behind = leader.copy.position.seq - standby.copy.position.seq
+            assert behind >= (64 if stopped_s > 99 else 1)
+            standby.resume()
+            for _ in range(100):
+                await asyncio.sleep(0.05)
+                assert standby.follower.time.ahead_s in (None, pytest.approx(right_s, abs=2.0))
+            assert standby.copy.position.seq >= leader.copy.position.seq - 2
+            leader.writing = True
+            await asyncio.sleep(5)
+            assert standby.follower.time.ahead_s == pytest.approx(right_s, abs=0.1)
+
+    run(story())
+
+
 def test_idle_standbys_make_few_calls() -> None:
     async def story() -> None:
         async with house() as h:

@@ -98,6 +98,7 @@ async def test_a_leader_that_has_followed_goes_on(tmp_path: Path, step_s: float)
     first, second = SteppedClock(), SteppedClock(booted_s=1_600_000_000.0, step_s=step_s)
     log, time = MemoryLog(), LogTime(second)
     async with opened(tmp_path / "db", log, runtime_of(first)) as database:
+        time.complete(second.boottime_s())
         await database.write(put("a"))
         for entry in log.entries:
             time.seen(entry.now)
@@ -120,6 +121,56 @@ def test_the_entry_that_came_soonest_tells_the_time() -> None:
     assert time.ahead_s is None
     for delay_s in (3.0, 0.25, 60.0):
         clock.now_s += 100.0
+        time.complete(clock.boottime_s())
         time.seen(clock.wall_s() - delay_s)
     time.seen(0.0)  # an older software does not tell it
     assert time.ahead_s == pytest.approx(clock.wall_s() - clock.boottime_s() - 0.25)
+
+
+Look = tuple[str, float, float]  # what happens (complete, woke, seen), at which boot time; how old the entry is that is seen
+STEADY: list[Look] = [("complete", 0, 0), ("woke", 1, 0), ("seen", 1, 0.01)]
+BACKLOG: list[Look] = [("seen", 3000 + n / 100, 2901 - n / 10) for n in range(100)]
+
+
+@pytest.mark.parametrize(
+    ("looks", "error_s"),
+    [
+        ([], None),
+        ([("seen", 1, 0.0)], None),  # nobody knows for how long it was there
+        (STEADY, 0.01),
+        ([*STEADY, ("seen", 3, 1.5)], 0.01),
+        ([*STEADY, ("woke", 1.9, 0), ("seen", 2.5, 0.0)], 0.01),
+        ([*STEADY, ("woke", 3000, 0)], None),
+        ([*STEADY, ("woke", 3000, 0), *BACKLOG], None),
+        ([*STEADY, *BACKLOG], 0.01),  # it stood still within a call
+        ([*STEADY, ("complete", 2999, 0), *BACKLOG[:1], ("woke", 3003, 0)], None),
+        ([*STEADY, ("woke", 3000, 0), *BACKLOG, ("complete", 3002, 0), ("woke", 3003, 0), ("seen", 3003, 0.2)], 0.2),
+    ],
+)
+def test_what_has_lain_unread_tells_nothing(looks: list[Look], error_s: float | None) -> None:
+    clock = SteppedClock(booted_s=1_700_000_000.0)
+    time, ahead_s = LogTime(clock), clock.booted_s
+    for what, boottime_s, age_s in looks:
+        clock.now_s = clock.booted_s + boottime_s
+        match what:
+            case "complete":
+                time.complete(boottime_s)
+            case "woke":
+                time.woke()
+            case _:
+                time.seen(clock.wall_s() - age_s)
+    assert time.ahead_s == (None if error_s is None else pytest.approx(ahead_s - error_s, abs=1e-4))
+
+
+def test_whoever_stood_still_and_leads_goes_by_its_clock_and_the_next_one_too() -> None:
+    clock = SteppedClock(booted_s=1_700_000_000.0)
+    time = LogTime(clock)
+    for what, boottime_s, age_s in [*STEADY, ("woke", 3000.0, 0.0), *BACKLOG]:
+        clock.now_s = clock.booted_s + boottime_s
+        if what == "seen":
+            time.seen(clock.wall_s() - age_s)
+        elif what == "woke":
+            time.woke()
+        else:
+            time.complete(boottime_s)
+    assert TermClock(clock, clock.wall_s() - 2901.0, time.ahead_s).now_s() == clock.wall_s()
