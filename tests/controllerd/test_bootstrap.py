@@ -175,6 +175,23 @@ async def test_bundle(first: ControllerConfig, second: ControllerConfig, tmp_pat
     assert "ready" in install_bundle(second, make_bundle(first, "c2", ["10.0.0.2"], runtime))
 
 
+async def test_authorities_are_made_anew_for_the_same_cloud(
+    first: ControllerConfig, second: ControllerConfig, tmp_path: Path, runtime: Runtime
+) -> None:
+    """When somebody may have a controller's disk: docs/install.md."""
+    install_bundle(second, make_bundle(first, "c2", ["10.0.0.2"], runtime))
+    password, old = password_in(tmp_path / "admin.env"), certificate.path(first, "ca/ca.pem").read_bytes()
+    for config in (first, second):
+        for directory in (config.data_dir / "ca", config.tls_dir, config.cluster.etcd_tls_dir):
+            directory.rename(directory.with_name(f"{directory.name}.former"))
+    told = await bootstrap(first, [], tmp_path / "none.env", runtime)
+    assert told.startswith("added: certificate authority, certificate authority of etcd") and "etcd" in told
+    assert not (tmp_path / "none.env").exists() and await can_log_in(first, password, runtime)
+    assert "ready" in install_bundle(second, make_bundle(first, "c2", ["10.0.0.2"], runtime))
+    assert certificate.path(second, "tls/ca.pem").read_bytes() != old
+    assert verifies(second, "tls/ca.pem", "sslserver", "tls/node.pem")
+
+
 async def test_bundle_broken_off_and_repeated(
     first: ControllerConfig, second: ControllerConfig, tmp_path: Path, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
