@@ -30,7 +30,8 @@ AGAIN_S = 0.05
 RETRY_S = 2.0  # what clients are told whose calls could not be held, or not for long enough
 
 # Metadata that belongs to one hop.
-_OF_THE_HOP = ("grpc-", ":", "user-agent", "te", "content-type", "host", ORIGIN_KEY, "x-request-id")
+_OF_THE_HOP = frozenset({"user-agent", "te", "content-type", "host", ORIGIN_KEY, "x-request-id"})
+_OF_THE_HOP_BEGIN = ("grpc-", ":")
 # Statuses that gRPC itself makes when a connection breaks.
 _BROKEN = (
     grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN,
@@ -42,18 +43,21 @@ Metadata: TypeAlias = tuple[tuple[str, str | bytes], ...]
 
 @dataclass(frozen=True)
 class ForwardSettings:
-    """`held_max`, `held_bytes_max`: calls, and their requests together. `forwarded_max` counts held ones too."""
+    """`held_max`, `held_bytes_max`: calls, and their requests together; `forwarded_...` count held ones too. Callers need not
+    have shown a token yet."""
 
     hold_max_s: float = 15.0
     held_max: int = 1000
     held_bytes_max: int = 64 << 20
     forwarded_max: int = 4000
+    forwarded_bytes_max: int = 128 << 20
 
 
 class Forwarder(grpc.GenericRpcHandler):
     def __init__(self, link: Link, settings: ForwardSettings) -> None:
         self._link, self._settings = link, settings
         self._forwarded = 0
+        self._forwarded_bytes = 0
         self._held = 0
         self._held_bytes = 0
 
@@ -61,7 +65,7 @@ class Forwarder(grpc.GenericRpcHandler):
         method = handler_call_details.method
 
         async def one(request: bytes, context: Context) -> None:
-            with self._counted():
+            with self._counted(), self._carrying(len(request)):
                 await self._forward(method, request, context)
 
         async def many(_requests: Any, context: Context) -> None:
@@ -89,7 +93,7 @@ class Forwarder(grpc.GenericRpcHandler):
     async def _forward_stream(self, method: str, context: Context) -> None:
         channel = await self._serving(self._end_s(context), 0)
         call: Any = channel.stream_stream(method)(metadata=_metadata(context), timeout=context.time_remaining())
-        sending = asyncio.create_task(_pass_on(context, call))
+        sending = asyncio.create_task(self._pass_on(context, call))
         try:
             await _relay(call, context)
         except NotLeader:
@@ -98,6 +102,17 @@ class Forwarder(grpc.GenericRpcHandler):
         finally:
             sending.cancel()
             await asyncio.wait([sending])
+
+    async def _pass_on(self, context: Context, call: Any) -> None:
+        """What the client sends, read no faster than the leader takes it. The call ends when there is no room for more."""
+        while (message := await context.read()) is not grpc.aio.EOF:
+            try:
+                with self._carrying(len(message)):
+                    await call.write(message)
+            except Unavailable:
+                call.cancel()
+                return
+        await call.done_writing()
 
     def _end_s(self, context: Context) -> float:
         """Of the loop's clock: until when the call may be held. Before its own deadline, so that its client learns why."""
@@ -114,6 +129,17 @@ class Forwarder(grpc.GenericRpcHandler):
             yield
         finally:
             self._forwarded -= 1
+
+    @contextmanager
+    def _carrying(self, size: int) -> Iterator[None]:
+        """A request of so many bytes is in memory. Errors: Unavailable when that is too much."""
+        if self._forwarded_bytes + size > self._settings.forwarded_bytes_max:
+            raise Unavailable("this controller forwards as much as it may")
+        self._forwarded_bytes += size
+        try:
+            yield
+        finally:
+            self._forwarded_bytes -= size
 
     async def _serving(self, end_s: float, size: int) -> grpc.aio.Channel:
         """The way to the leader; the call is held until there is one. Errors: NoLeader."""
@@ -157,7 +183,7 @@ async def _relay(call: Any, context: Context) -> None:
         task = asyncio.current_task()
         if task is None or task.cancelling():
             raise
-        raise Unavailable("the leader was replaced; whether the call was carried out is not known") from None
+        raise Unavailable("the call to the leader was ended; whether it was carried out is not known") from None
     finally:
         call.cancel()
 
@@ -172,16 +198,13 @@ async def _fail(error: Any, context: Context) -> None:
     await context.abort(error.code(), error.details() or "", tuple(trailing))
 
 
-async def _pass_on(context: Context, call: Any) -> None:
-    """What the client sends, read no faster than the leader takes it."""
-    while (message := await context.read()) is not grpc.aio.EOF:
-        await call.write(message)
-    await call.done_writing()
-
-
 def _metadata(context: Context) -> Metadata:
-    given = tuple((k, v) for k, v in context.invocation_metadata() or () if not k.startswith(_OF_THE_HOP))
+    given = tuple((k, v) for k, v in context.invocation_metadata() or () if not _of_the_hop(k))
     return (*given, *rpc.with_request_id(), (ORIGIN_KEY, origin(context)))
+
+
+def _of_the_hop(name: str) -> bool:
+    return name in _OF_THE_HOP or name.startswith(_OF_THE_HOP_BEGIN)
 
 
 def _one_request(method: str) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from controllerd.peers.forward import ForwardSettings
+from controllerd.peers.forward import ForwardSettings, _of_the_hop
 from daemonkit import rpc
 from daemonkit.errors import Unavailable
 from daemonkit.runtime import Runtime
@@ -18,6 +18,7 @@ from tests.controllerd.front.rig import Rack, rack
 from tests.controllerd.identity.conftest import bearer
 
 LIST = "/skyrack.v1.ServerService/ListServers"
+UPLOAD = "/skyrack.v1.ImageService/UploadImage"
 LOGIN = "/skyrack.v1.IdentityService/CreateToken"
 
 
@@ -56,6 +57,35 @@ async def test_only_so_many_and_so_much_are_held(tmp_path: Path, runtime: Runtim
             assert asyncio.get_running_loop().time() - began_s < 2
             assert not any(task.done() for task in held)
             await asyncio.gather(*held)
+
+
+async def test_requests_are_forwarded_only_up_to_so_many_bytes(tmp_path: Path, runtime: Runtime) -> None:
+    """Whoever sends them; and there is room again when they are gone."""
+    settings = ForwardSettings(hold_max_s=1.0, forwarded_bytes_max=100_000)
+    async with rack(tmp_path, runtime, "c1", forward=settings) as made:
+        async with made.channel(made.nodes["c1"].api) as channel:
+            for _ in range(2):
+                held = [asyncio.create_task(refusal(channel, nothing(40_000))) for _ in range(2)]
+                await asyncio.sleep(0.3)
+                _raw, told = await refusal(channel, nothing(40_000))
+                assert told.reason == "UNAVAILABLE" and "as much as it may" in told.message
+                assert not any(task.done() for task in held)
+                assert [told.reason for _raw, told in await asyncio.gather(*held)] == ["NO_LEADER"] * 2
+
+
+async def test_a_stream_that_there_is_no_room_for_is_ended(tmp_path: Path, runtime: Runtime) -> None:
+    async with rack(tmp_path, runtime, "c1", "c2", forward=ForwardSettings(forwarded_bytes_max=1000)) as made:
+        await made.elect("c1")
+        async with made.channel(made.nodes["c2"].api) as channel:
+            call = channel.stream_unary(UPLOAD)(iter([bytes(2000)]), metadata=bearer(made.tokens["alpha/member"]))
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+def test_what_belongs_to_one_hop() -> None:
+    names = ["te", "tenant", "host", "hostess", "grpc-timeout", "user-agent", "x-request-id", "authorization"]
+    assert [name for name in names if not _of_the_hop(name)] == ["tenant", "hostess", "authorization"]
 
 
 async def test_a_leader_that_is_gone_but_still_named(pair: Rack) -> None:
