@@ -4,8 +4,9 @@ How much log stays is a choice between two ways to catch up: a controller that m
 another one gets a snapshot of the leader's state. Entries above what this controller's own copy has applied always stay, and
 so does a tail that its copy could lose in a power cut (it is written without an fsync per commit).
 
-The leader trims. When the store is full nobody can lead, since it grants no lease then; so each controller runs this all the
-time, and any of them helps a full one.
+The leader trims, and helps a full store. While that is full nobody can begin to lead, since it grants no lease; so each
+controller runs this all the time, and when there is no leader any of them helps, after a pause of its own: giving space back
+freezes the store's members in turn, which is not to be done by several at once.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 
 INTERVAL_S = 10.0
 URGENT_INTERVAL_S = 2.0
+RELIEF_PAUSE_MAX_S = 5.0
 PAGE_ENTRIES = 100
 DELETE_ENTRIES = 2000  # in one transaction
 
@@ -130,9 +132,10 @@ class Upkeep:
         """One pass; tells whether the store was full. Errors: Unavailable."""
         health = await self._kv.health()
         self._show(health)
-        if not self._leads() and not health.full:
+        if not self._leads():
             self._blocks.clear()
-            return False
+            if not (health.full and await self._nobody_else_helps()):
+                return health.full
         others = await self._read()
         plan = decide(self._settings, self._blocks, self._applied(), others, health)
         await self._trim(plan.keep_from)
@@ -141,6 +144,13 @@ class Upkeep:
             log.warning("the consensus store was full; giving space back", extra={"log_from": plan.keep_from})
             await self._reclaim()
         return health.full
+
+    async def _nobody_else_helps(self) -> bool:
+        """Whether there is no leader to do it, before and after a pause in which another controller may have begun."""
+        if (await self._kv.range(key.LEADER)).items:
+            return False
+        await asyncio.sleep(self._runtime.jitter_s(RELIEF_PAUSE_MAX_S))
+        return (await self._kv.health()).full and not (await self._kv.range(key.LEADER)).items
 
     def _show(self, health: Health) -> None:
         STORE_BYTES.set(health.bytes_used)

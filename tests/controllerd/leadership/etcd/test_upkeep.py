@@ -11,7 +11,7 @@ import pytest
 
 from controllerd.leadership import key
 from controllerd.leadership.etcd.client import EtcdKv
-from controllerd.leadership.kv import Compacted, Health, Put
+from controllerd.leadership.kv import Compacted, Delete, Health, Put
 from controllerd.leadership.lease import LeaseSettings
 from controllerd.leadership.member import Member
 from controllerd.leadership.upkeep import Block, Upkeep, UpkeepSettings, decide
@@ -106,6 +106,8 @@ async def test_a_full_store_is_made_to_write_again(
     with pytest.raises(Unavailable):
         await kv.grant(5)
     anybody = upkeep(kv, seq, SETTINGS, leads=False)
+    assert await anybody.step() and (await kv.health()).full, "that is the leader's to do"
+    await kv.txn((), (Delete(key.LEADER),))
     assert await anybody.step()
     assert any("much of its quota" in line for line in caplog.messages)
     assert not (await kv.health()).full
