@@ -19,7 +19,7 @@ from controllerd.leadership.member import Member
 from controllerd.store import backup, event, foreign, node, recovery, snapshot
 from controllerd.store.database import Tx
 from controllerd.store.recovery import Restore
-from daemonkit.errors import Conflict, Unavailable
+from daemonkit.errors import Conflict, NotLeader, Unavailable
 
 CHUNK_BYTES = 1 << 20
 PARTIAL = "backup-{}.partial"
@@ -122,7 +122,10 @@ class Cluster:
         view = await self._view()
         if view.replicated and not {member.name for member in view.controllers} - {self._name}:
             raise Conflict("no other controller is there to hand over to")
-        await self._membership.transfer(successor)
+        try:
+            await self._membership.transfer(successor)
+        except NotLeader:  # would mean "not carried out", and whoever forwards calls would send this one again
+            raise Unavailable("this controller leads no longer; whether that is this call's doing is not known") from None
         return view
 
     async def release(self, caller: Caller) -> ClusterView:

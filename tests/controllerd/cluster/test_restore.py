@@ -11,10 +11,12 @@ import pytest
 
 from controllerd.app.cloud import Cloud
 from controllerd.app.cluster import Cluster
+from controllerd.config import ControllerConfig
 from controllerd.domain.page import Page
 from controllerd.domain.policy import SYSTEM, Caller
 from controllerd.leadership.member import Member
-from daemonkit.errors import Conflict, Forbidden, Unavailable
+from controllerd.terms import Alone
+from daemonkit.errors import Conflict, Forbidden, NotLeader, Unavailable
 from tests.controllerd.cluster.house import ANEW, House, content_of, house, in_virtual_time, until
 
 STARTS = ("start", "define", "make_disks")
@@ -315,6 +317,19 @@ def test_a_node_that_joined_after_the_backup_is_held_when_it_joins_again(tmp_pat
         assert h.guests()[late] == "running" and not h.taps()
 
     story(tmp_path, tell)
+
+
+class Deposed(Alone):
+    async def transfer(self, successor: str) -> None:
+        raise NotLeader("c2:7701", 7)
+
+
+async def test_a_hand_over_in_doubt_is_not_told_as_not_done(cloud: Cloud, admin: Caller, tmp_path: Path) -> None:
+    """Whoever forwards calls would send it to the next leader, which would hand over, too."""
+    membership = Deposed(ControllerConfig(data_dir=tmp_path), cloud.runtime)
+    cluster = Cluster(cloud, membership, None, Member("c1", "", "", "", 1), tmp_path, dict)  # type: ignore[arg-type]
+    with pytest.raises(Unavailable):
+        await cluster.transfer(admin, "")
 
 
 async def test_the_verbs_are_for_admins(cloud: Cloud, member: Caller, tmp_path: Path) -> None:
