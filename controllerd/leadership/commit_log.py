@@ -25,7 +25,10 @@ class CommitLog(Protocol):
         """The epoch to write under, higher than `last`: asked once, before the first write."""
 
     async def append(self, entry: Entry) -> None:
-        """Returns when the entry is durable. Errors: Fenced (it never will be: step down), Unavailable (unknown: step down)."""
+        """Returns when the entry is durable.
+
+        Errors: Fenced (it never will be: step down), Unavailable (unknown: step down), TooLarge (it is not: go on without it).
+        """
 
     def assert_leading(self) -> None:
         """Asked after a read, before its answer is used: what was read was then the newest there is.

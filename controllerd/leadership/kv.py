@@ -6,17 +6,23 @@ a key from the next. Every call may raise Unavailable: nothing is known then, th
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from daemonkit.errors import SkyrackError
+from daemonkit.errors import SkyrackError, Unavailable
 
 
 class Compacted(SkyrackError):
     """What a watch asked for is no longer kept: read the present state and watch from there."""
 
     reason = "COMPACTED"
+
+
+class Impossible(Unavailable):
+    """The store does not take such a request at all, most likely since it is too large. Nothing was done, this time."""
+
+    reason = "IMPOSSIBLE"
 
 
 @dataclass(frozen=True)
@@ -91,7 +97,7 @@ class Health:
 
 class Kv(Protocol):
     async def txn(self, conditions: Sequence[Created], changes: Sequence[Put | Delete], look: Sequence[str] = ()) -> TxnResult:
-        """All `changes` if all `conditions` hold, else a look at the keys `look`; atomic. Errors: Unavailable."""
+        """All `changes` if all `conditions` hold, else a look at the keys `look`; atomic. Errors: Unavailable, Impossible."""
 
     async def range(self, first: str, end: str = "", limit: int = 0) -> Page:
         """Linearizable. One key, or all from `first` up to but not including `end`. Errors: Unavailable."""
@@ -105,7 +111,7 @@ class Kv(Protocol):
     async def revoke(self, lease: int) -> None:
         """Its keys go with it. Errors: Unavailable."""
 
-    def watch(self, prefix: str, from_revision: int) -> AsyncIterator[list[Change]]:
+    def watch(self, prefix: str, from_revision: int) -> AsyncGenerator[list[Change], None]:
         """Changes of keys that begin with `prefix`, in order, without gaps. Errors: Compacted, Unavailable (it broke)."""
 
     async def compact(self, revision: int) -> None:

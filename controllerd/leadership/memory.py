@@ -15,11 +15,22 @@ import asyncio
 import contextvars
 from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from controllerd.leadership.kv import Change, Compacted, Created, Delete, Health, KeyValue, Page, Put, TxnResult
+from controllerd.leadership.kv import (
+    Change,
+    Compacted,
+    Created,
+    Delete,
+    Health,
+    Impossible,
+    KeyValue,
+    Page,
+    Put,
+    TxnResult,
+)
 from daemonkit.errors import SkyrackError, Unavailable
 
 T = TypeVar("T")
@@ -27,6 +38,7 @@ T = TypeVar("T")
 CALL_TIMEOUT_S = 1.0
 TTL_MIN_S = 2  # as etcd's, with its default election timeout
 QUOTA_BYTES = 2 << 30
+REQUEST_BYTES_MAX = 3 << 19  # as etcd's
 
 Told = Callable[[SkyrackError], None]
 
@@ -109,6 +121,9 @@ class MemoryStore:
         asyncio.get_running_loop().call_later(delay_s, act, *args, context=self._context)
 
     def txn(self, conditions: Sequence[Created], changes: Sequence[Put | Delete], look: Sequence[str]) -> TxnResult:
+        """Errors: Impossible, Unavailable; nothing was changed then."""
+        if sum(len(change.value) for change in changes if isinstance(change, Put)) > REQUEST_BYTES_MAX:
+            raise Impossible("the request is too large")
         if all(self._create_revision(c.key) == c.revision for c in conditions):
             self._commit(changes)
             return TxnResult(True, self.revision)
@@ -300,7 +315,7 @@ class MemoryKv:
     async def close(self) -> None:
         self.link.cut()
 
-    async def watch(self, prefix: str, from_revision: int) -> AsyncIterator[list[Change]]:
+    async def watch(self, prefix: str, from_revision: int) -> AsyncGenerator[list[Change], None]:
         arrived: asyncio.Queue[list[Change] | SkyrackError] = asyncio.Queue()
         under_way: deque[list[Change]] = deque()  # in order, also when the link's delay shrinks
 

@@ -13,10 +13,10 @@ import logging
 
 from controllerd.leadership import key
 from controllerd.leadership.entry import Entry, encode
-from controllerd.leadership.kv import Created, KeyValue, Kv, Put
+from controllerd.leadership.kv import Created, Impossible, KeyValue, Kv, Put
 from controllerd.leadership.lease import Lease, LeaseSettings
 from controllerd.leadership.log_time import LogTime
-from daemonkit.errors import Fenced, Unavailable
+from daemonkit.errors import Fenced, TooLarge, Unavailable
 from daemonkit.runtime import Runtime
 
 log = logging.getLogger(__name__)
@@ -50,11 +50,14 @@ class ReplicatedLog:
         return max(last + 1, self._leader_revision)
 
     async def append(self, entry: Entry) -> None:
-        """Gives up after twice the lease's life: by then another may lead, and only the log itself tells the outcome."""
+        """Gives up after twice the lease's life: by then another may lead, and only the log itself tells the outcome.
+
+        A definite no counts only at the first try: an earlier one may still land, whatever a later one is told.
+        """
         value = encode(entry)
         began_s = self._runtime.clock.boottime_s()
         until_s = began_s + GIVE_UP_TTLS * self._settings.ttl_s
-        pause_s = PAUSE_MIN_S
+        pause_s, first = PAUSE_MIN_S, True
         while True:
             try:
                 await self._try(entry.seq, value)
@@ -62,10 +65,13 @@ class ReplicatedLog:
                 self._time.seen(entry.now)
                 return
             except Unavailable as error:
+                if first and isinstance(error, Impossible):
+                    log.error("log entry refused", extra={"seq": entry.seq, "why": error.message, "bytes": len(value)})
+                    raise TooLarge(f"the log of this cloud does not take a change of {len(value)} bytes") from None
                 if self._runtime.clock.boottime_s() + pause_s > until_s:
                     raise self._unknown(entry.seq, error) from None
             await asyncio.sleep(pause_s / 2 + self._runtime.jitter_s(pause_s / 2))
-            pause_s = min(2 * pause_s, PAUSE_MAX_S)
+            pause_s, first = min(2 * pause_s, PAUSE_MAX_S), False
 
     async def _try(self, seq: int, value: bytes) -> None:
         slot = key.slot(seq)

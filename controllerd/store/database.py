@@ -10,8 +10,9 @@ anything, be it an error or what a read has found, is told it only while this co
 
 After a commit the resources that the transactions touched are published to subscribers, on the event loop.
 
-A full disk costs only the group that met it. Whatever leaves the outcome of a commit in doubt (a fence, a log that does not
-answer, a disk that fails) ends writing for good: `run` raises, and the process starts anew from what is durable.
+A full disk costs only the group that met it, and so does an entry that is too large for the log. Whatever leaves the outcome
+of a commit in doubt (a fence, a log that does not answer, a disk that fails) ends writing for good: `run` raises, and the
+process starts anew from what is durable.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from controllerd.store.position import Position
 from controllerd.store.term_clock import TermClock
 from controllerd.store.transaction import STORE_ERRORS, Row, Tx
 from controllerd.store.writer import STATEMENTS_CACHED, Follower, Item, Prepared, Writer
-from daemonkit.errors import ConfigError, Fenced, SkyrackError, Unavailable
+from daemonkit.errors import ConfigError, Fenced, SkyrackError, TooLarge, Unavailable
 from daemonkit.failpoint import failpoint
 from daemonkit.metrics import CLOCK_STEP_S
 from daemonkit.runtime import Runtime
@@ -203,7 +204,7 @@ class Database:
             self._publish(group, prepared.touched)
 
     async def _carry_out(self, prepared: Prepared) -> None:
-        """Makes what is prepared durable. Errors: Fenced, Unavailable, apsw.Error."""
+        """Makes what is prepared durable. Errors: Fenced, Unavailable, TooLarge (nothing was done), apsw.Error."""
         try:
             if prepared.entry is not None:
                 failpoint("store.prepared")
@@ -218,10 +219,11 @@ class Database:
         failpoint("store.committed")
 
     def _give_up(self, group: list[Item], error: BaseException, in_doubt: bool) -> None:
-        """The whole group failed. A full disk costs this group only, unless the log may have it; other doubts end all."""
-        told = error if isinstance(error, Fenced | Unavailable) else Unavailable(f"the store cannot write: {error}")
-        harmless = isinstance(error, apsw.FullError | apsw.BusyError | Unavailable) and not in_doubt
-        if not harmless:
+        """The whole group failed. An entry that is too large costs this group only, and so does a full disk, unless the log may
+        have it. Other doubts end all."""
+        told = error if isinstance(error, Fenced | Unavailable | TooLarge) else Unavailable(f"the store cannot write: {error}")
+        passing = isinstance(error, apsw.FullError | apsw.BusyError | Unavailable) and not in_doubt
+        if not passing and not isinstance(error, TooLarge):
             self.refused = told
         log.error("commit failed", extra={"why": str(error), "transactions": len(group)})
         for item in group:
@@ -290,8 +292,9 @@ class Database:
 
     def follow(self, follower: Follower) -> None:
         """`follower(touched)` is asked after each transaction, in the writer's thread, what shall follow it: transactions, and
-        who is told their outcome. They run in the same commit, in savepoints of their own, and nothing follows them in turn.
-        Whoever is told hears of it before subscribers do.
+        who is told their outcome. They run at the end of the same commit, in savepoints of their own, or first in the next one
+        when its entry in the log was large enough without them; nothing follows them in turn. Whoever is told hears of it
+        before subscribers do.
         """
         self._writer.follower = follower
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +18,7 @@ import grpc
 from controllerd.leadership import key
 from controllerd.leadership.etcd import etcd_pb2, wire
 from controllerd.leadership.etcd.members import Connection, Members, TlsFiles
-from controllerd.leadership.kv import Change, Compacted, Created, Delete, Health, Page, Put, TxnResult
+from controllerd.leadership.kv import Change, Compacted, Created, Delete, Health, Impossible, Page, Put, TxnResult
 from daemonkit.errors import Unavailable
 
 log = logging.getLogger(__name__)
@@ -63,10 +63,18 @@ class EtcdKv:
         self._quota_bytes = quota_bytes
 
     async def txn(self, conditions: Sequence[Created], changes: Sequence[Put | Delete], look: Sequence[str] = ()) -> TxnResult:
-        """Without changes it is a mere look, which may move on as reads do."""
+        """Without changes it is a mere look, which may move on as reads do.
+
+        etcd checks a request, its size too, before it is proposed. "No space" it may also say of one that it has carried out.
+        """
         request = wire.txn(conditions, changes, look)
         send = self._once if changes else self._anywhere
-        return wire.txn_result(await send(lambda at: at.kv.Txn(request, timeout=CALL_S, metadata=WITH_LEADER)))
+        try:
+            return wire.txn_result(await send(lambda at: at.kv.Txn(request, timeout=CALL_S, metadata=WITH_LEADER)))
+        except Refused as error:
+            if error.code == grpc.StatusCode.INVALID_ARGUMENT:
+                raise Impossible(error.message) from None
+            raise
 
     async def range(self, first: str, end: str = "", limit: int = 0) -> Page:
         """A page that takes too long is asked for again with a smaller limit."""
@@ -94,7 +102,7 @@ class EtcdKv:
             if error.code != grpc.StatusCode.NOT_FOUND:
                 raise
 
-    async def watch(self, prefix: str, from_revision: int) -> AsyncIterator[list[Change]]:
+    async def watch(self, prefix: str, from_revision: int) -> AsyncGenerator[list[Change], None]:
         """Ends only with an error. Lets go of its member when the iterator is closed."""
         async with self._members.current().in_use() as at:
             call = at.watch.Watch(_watch_requests(prefix, from_revision), metadata=WITH_LEADER)

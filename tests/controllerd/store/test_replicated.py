@@ -79,6 +79,21 @@ async def test_a_log_that_refuses_ends_writing_for_good(tmp_path: Path, refusal:
         assert again.epoch == 42
 
 
+async def test_what_is_too_large_for_the_log_fails_alone(tmp_path: Path) -> None:
+    log = MemoryLog()
+    async with opened(tmp_path / "db", log) as database:
+        await database.write(put("before"))
+        log.refusal = TooLarge("too many bytes")
+        with pytest.raises(TooLarge):
+            await database.write(put("large"))
+        log.refusal = None
+        await database.write(put("after"))
+        assert await names(database) == {"before", "after"}
+        replica = await copy_of(log, tmp_path / "copy")
+        assert replica.position == database.position
+        await replica.close()
+
+
 async def test_a_barrier_that_is_refused(tmp_path: Path) -> None:
     log = MemoryLog()
     log.refusal = Fenced("another one leads")

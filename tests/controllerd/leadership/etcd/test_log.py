@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from contextlib import aclosing
 
 import pytest
@@ -13,7 +14,7 @@ from controllerd.leadership.etcd.client import EtcdKv
 from controllerd.leadership.kv import Created, Put
 from controllerd.leadership.lease import LeaseSettings
 from controllerd.leadership.replicated_log import ReplicatedLog
-from daemonkit.errors import Fenced, Unavailable
+from daemonkit.errors import Fenced, TooLarge, Unavailable
 from tests.etcd import EtcdCluster
 from tests.proxy import Proxy
 
@@ -55,6 +56,15 @@ async def test_a_taken_slot_and_a_newer_leader_refuse(etcd: EtcdCluster, connect
         await old.append(entry(2))
     await new.append(entry(2))
     assert [seq for seq, _ in await slots(kv)] == [1, 2]
+
+
+async def test_what_etcd_does_not_take_is_refused_at_once(etcd: EtcdCluster, connect: Connect, elect: Elect) -> None:
+    kv = connect(etcd)
+    log = await elect(kv)
+    with pytest.raises(TooLarge):
+        await log.append(entry(1, random.randbytes(1_700_000)))
+    await log.append(entry(1))
+    assert [seq for seq, _ in await slots(kv)] == [1]
 
 
 async def test_a_lost_answer_is_found_out(etcd: EtcdCluster, connect: Connect, elect: Elect) -> None:
