@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -181,21 +182,21 @@ class Follower:
 
     async def _tail(self, revision: int) -> None:
         """From `revision` of the store on, until nobody leads."""
-        watch = self._kv.watch(key.ROOT, revision)
-        coming = asyncio.ensure_future(anext(watch))
-        try:
-            while self.leader.value is not None:
-                await asyncio.wait([coming], timeout=POLL_INTERVAL_S)
-                self.time.woke()
-                if not coming.done() or self.time.unknown_s > POLL_INTERVAL_S:
-                    await self._poll(self.leader.value)
-                if coming.done():
-                    changes = coming.result()
-                    coming = asyncio.ensure_future(anext(watch))
-                    await self._take(changes)
-        finally:
-            coming.cancel()
-            await asyncio.gather(coming, return_exceptions=True)
+        async with aclosing(self._kv.watch(key.ROOT, revision)) as watch:
+            coming = asyncio.ensure_future(anext(watch))
+            try:
+                while self.leader.value is not None:
+                    await asyncio.wait([coming], timeout=POLL_INTERVAL_S)
+                    self.time.woke()
+                    if not coming.done() or self.time.unknown_s > POLL_INTERVAL_S:
+                        await self._poll(self.leader.value)
+                    if coming.done():
+                        changes = coming.result()
+                        coming = asyncio.ensure_future(anext(watch))
+                        await self._take(changes)
+            finally:
+                coming.cancel()
+                await asyncio.gather(coming, return_exceptions=True)
 
     async def _poll(self, leader: Leader) -> None:
         """One call that reads nothing while nothing is new."""
@@ -225,7 +226,7 @@ class Follower:
         backoff_s = SNAPSHOT_BACKOFF_FIRST_S
         while (leader := (await self.look()).leader) is not None:
             try:
-                await self._fetch_snapshot(leader.member, self._incoming)
+                await self._fetch_from(leader)
             except Diverged:
                 raise
             except SkyrackError as error:
@@ -237,6 +238,22 @@ class Follower:
                 self._examined = False
                 log.info("snapshot installed", extra={"leader": leader.member.name, "seq": self._copy.position.seq})
                 return
+
+    async def _fetch_from(self, leader: Leader) -> None:
+        """Errors: of the fetch; Unavailable when another one leads meanwhile, or nobody: this one may be frozen; Diverged."""
+        fetching = asyncio.ensure_future(self._fetch_snapshot(leader.member, self._incoming))
+        try:
+            await asyncio.wait([fetching], timeout=POLL_INTERVAL_S)
+            while not fetching.done():
+                with suppress(Unavailable):  # the snapshot does not come from there
+                    await self.look()
+                if self.leader.value != leader:
+                    raise Unavailable("it leads no longer")
+                await asyncio.wait([fetching], timeout=POLL_INTERVAL_S)
+            fetching.result()
+        finally:
+            fetching.cancel()
+            await asyncio.gather(fetching, return_exceptions=True)
 
 
 def _leader(stored: KeyValue | None) -> Leader | None:

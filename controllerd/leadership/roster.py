@@ -108,10 +108,17 @@ class Roster:
     async def _read_and_follow(self) -> None:
         page = await self._kv.range(key.MEMBERS, key.after(key.MEMBERS))
         present = [Member.decode(item.value) for item in page.items]
-        self.members.set({member.name: member for member in present})
+        self._set({member.name: member for member in present})
         async for changes in self._kv.watch(key.MEMBERS, page.revision + 1):
-            self.members.set(_changed(self.members.value, changes))
+            self._set(_changed(self.members.value, changes))
             self._compare_clocks(Member.decode(c.value) for c in changes if c.value is not None)
+
+    def _set(self, members: Mapping[str, Member]) -> None:
+        self.members.set(members)
+        for name in self._offsets_s.keys() - members.keys():
+            del self._offsets_s[name]
+            if self.clock_offsets_s.pop(name, None) is not None:
+                CLOCK_OFFSET_S.remove(name)
 
     def _compare_clocks(self, just_written: Iterable[Member]) -> None:
         for member in just_written:

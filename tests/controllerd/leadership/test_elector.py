@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 
 import pytest
 
 from controllerd.leadership import key
 from controllerd.leadership.elector import StuckTerm
-from controllerd.leadership.entry import Diverged
+from controllerd.leadership.entry import Diverged, Unusable
 from controllerd.leadership.kv import Created, Delete, Put
+from controllerd.leadership.member import Member
+from controllerd.leadership.roster import CLOCK_OFFSET_S
 from daemonkit.errors import Conflict, Fenced, NotFound, NotLeader, Unavailable
 from tests.controllerd.leadership.house import House, Position, loop, run, told, until
 
@@ -270,6 +273,35 @@ def test_away_for_long_catches_up_by_snapshot() -> None:
     run(story())
 
 
+def test_a_snapshot_is_not_waited_for_from_who_leads_no_longer() -> None:
+    async def story() -> None:
+        h = House()
+        blank = h.controllers["c"]
+        fetch, frozen = blank.fetch_snapshot, list[str]()
+
+        async def fetch_slowly(leader: Member, into: Path) -> None:
+            """The first one asked never answers."""
+            if not frozen or leader.name in frozen:
+                frozen.append(leader.name)
+                await asyncio.sleep(3600)
+            await fetch(leader, into)
+
+        blank.fetch_snapshot = fetch_slowly  # type: ignore[method-assign]
+        for name in "ab":
+            h.controllers[name].bootstrap()
+        h.start()
+        try:
+            await until(lambda: bool(frozen))
+            await asyncio.sleep(5)
+            assert len(frozen) == 1 and blank.copy.snapshots == 0, "while it leads it is given time"
+            (await h.leader()).pause()
+            await until(lambda: blank.copy.snapshots == 1)
+        finally:
+            await h.end()
+
+    run(story())
+
+
 def test_a_silent_watch_is_noticed_by_the_poll() -> None:
     async def story() -> None:
         async with house() as h:
@@ -298,7 +330,7 @@ def test_a_foreign_copy_ends_loudly() -> None:
             stranger.start()
             assert stranger.task is not None
             await asyncio.wait([stranger.task], timeout=10)
-            assert Diverged in told(stranger.task)
+            assert Unusable in told(stranger.task)
             stranger.task = None
 
     run(story())
@@ -316,7 +348,7 @@ def test_of_two_clouds_in_an_empty_store_one_leads_and_the_other_ends_loudly() -
             leader.kill()  # before the log has reached where the other's copy would notice it
             assert other.task is not None
             await asyncio.wait([other.task], timeout=10)
-            assert Diverged in told(other.task) and other.terms == []
+            assert Unusable in told(other.task) and other.terms == []
             other.task = None
         finally:
             await h.end()
@@ -347,7 +379,7 @@ def test_a_copy_from_before_a_restore_never_leads_the_restored_cloud(while_it: s
             late.resume()
             assert late.task is not None
             await asyncio.wait([late.task], timeout=20)
-            assert Diverged in told(late.task)
+            assert Unusable in told(late.task)
             assert h.store.get(key.slot(late.copy.position.seq + 1)) is None
             late.task = None
 
@@ -528,6 +560,11 @@ def test_what_resign_refuses() -> None:
     run(story())
 
 
+def shown() -> set[str]:
+    """Controllers whose clock the metrics speak of."""
+    return {sample.labels["controller"] for metric in CLOCK_OFFSET_S.collect() for sample in metric.samples}
+
+
 def test_a_clock_that_is_off_is_told_and_changes_nothing() -> None:
     async def story() -> None:
         async with house() as h:
@@ -539,6 +576,10 @@ def test_a_clock_that_is_off_is_told_and_changes_nothing() -> None:
             offsets = leader.elector.clock_offsets_s()
             assert round(offsets[other.name]) == -3600
             assert all(abs(offset) < 1 for name, offset in offsets.items() if name != other.name)
+            assert other.name in shown()
+            other.kill()
+            await asyncio.sleep(15)
+            assert other.name not in leader.elector.clock_offsets_s() and other.name not in shown()
 
     run(story())
 
