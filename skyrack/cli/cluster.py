@@ -55,7 +55,7 @@ async def show(cloud: Cloud) -> Output:
     return details(await cloud.cluster.get())
 
 
-@verb(cluster, "transfer", help="Hand leadership over, to CONTROLLER or any other (admins). No call fails.")
+@verb(cluster, "transfer", help="Hand leadership over, to CONTROLLER or any other (admins). Calls over 1 s are ended.")
 @click.argument("controller", required=False, default="")
 async def transfer(cloud: Cloud, *, controller: str) -> Output:
     row = await cloud.cluster.transfer(controller)
