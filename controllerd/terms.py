@@ -50,7 +50,7 @@ async def live(controller: Controller, answer: Answer, ending: asyncio.Event) ->
                     await _over(work, ending)
         finally:
             work.cancel()
-            await asyncio.wait([work])
+            await asyncio.gather(work, return_exceptions=True)  # also when we are cancelled nobody is left to wonder about it
         if not work.cancelled():
             work.result()
     finally:
