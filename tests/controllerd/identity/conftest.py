@@ -11,9 +11,9 @@ import grpc
 import pytest
 
 from controllerd.agents.blob import GrpcBlobStore
+from controllerd.api.rpc.services import public_services
 from controllerd.config import ControllerConfig
 from controllerd.controller import Controller
-from controllerd.daemon import public_services
 from controllerd.domain.policy import Caller
 from controllerd.domain.project import Project
 from controllerd.domain.user import Token, User, secret_hash

@@ -18,6 +18,7 @@ READS = ("Get", "List", "Watch", "Download")
 ADMINS_ONLY = {
     "CreateProject", "UpdateProject", "DeleteProject", "CreateUser", "ListUsers", "DeleteUser", "GrantRole", "RevokeRole",
     "GetNode", "ListNodes", "UpdateNode", "DeleteNode", "CreateJoinToken", "UpdateQuota",
+    "GetCluster", "TransferLeadership", "Backup", "ReleaseNodes", "ListDifferences",
 }  # fmt: skip
 READERS_MAY = {"RevokeToken", "UpdateUser"}  # one's own token, one's own password
 UNKNOWN = "00000000-0000-4000-8000-000000000000"
