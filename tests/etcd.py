@@ -38,17 +38,21 @@ class Ports:
     metrics: int
 
 
+_given: set[int] = set()
+
+
 def free_port() -> int:
-    """One that nobody listens on now."""
+    """One that nobody listens on now, and that was not given before."""
     rng = random.SystemRandom()
     while True:
-        port = rng.choice(PORTS)
+        port = rng.choice([port for port in PORTS if port not in _given])
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError:
                 continue
-            return port
+        _given.add(port)
+        return port
 
 
 class EtcdCluster:
