@@ -16,7 +16,7 @@ from tests.e2e.reflecting import Reflected
 from tests.e2e.running_rack import RunningRack
 
 NOUNS = (
-    "Event", "Flavor", "Identity", "Image", "Keypair", "Network", "Node", "Quota", "Router", "SecurityGroup", "Server",
+    "Cluster", "Event", "Flavor", "Identity", "Image", "Keypair", "Network", "Node", "Quota", "Router", "SecurityGroup", "Server",
     "Task", "Volume",
 )  # fmt: skip
 COMMON = {"grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}

@@ -80,7 +80,8 @@ def guests(rack: RunningRack) -> dict[str, str]:
     found = {}
     for node in COMPUTES:
         for line in rack.exec(node, "pgrep", "-a", "qemu-system", check=False).splitlines():
-            found[line.partition("-uuid ")[2].split()[0]] = f"{node} {line.split()[0]}"
+            if "-uuid " in line:  # one that is ending has no arguments any more
+                found[line.partition("-uuid ")[2].split()[0]] = f"{node} {line.split()[0]}"
     return found
 
 
