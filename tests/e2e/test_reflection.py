@@ -16,8 +16,8 @@ from tests.e2e.reflecting import Reflected
 from tests.e2e.running_rack import RunningRack
 
 NOUNS = (
-    "Cluster", "Event", "Flavor", "Identity", "Image", "Keypair", "Network", "Node", "Quota", "Router", "SecurityGroup", "Server",
-    "Task", "Volume",
+    "Cluster", "Event", "Flavor", "Identity", "Image", "Keypair", "Network", "Node", "Quota", "Router", "SecurityGroup",
+    "Server", "Task", "Volume",
 )  # fmt: skip
 COMMON = {"grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
 OPEN = {"skyrack.v1.IdentityService/CreateToken", "skyrack.v1.NodeService/JoinNode"}
