@@ -40,6 +40,7 @@ from daemonkit.tls import TlsFiles
 from skyrack.v1 import agent_pb2_grpc, peer_pb2_grpc
 
 STATE = "state.db"
+SWITCH_INTERVAL_S = 0.0005
 OUTGOING = "outgoing-{}.db"  # a snapshot while it is sent
 LEAVE_MAX_S = 3.0  # for another controller to answer calls
 
@@ -180,6 +181,8 @@ def main() -> int:
 
 
 def _serve(path: Path) -> int:
+    # The writer's thread gives the interpreter away at each statement, and would wait 5 ms to have it back from a busy loop.
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     end = handshake.count_refused()
     try:
         config = load(ControllerConfig, path)
