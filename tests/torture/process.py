@@ -17,7 +17,8 @@ END_S = 20.0
 class Process:
     def __init__(self, name: str, directory: Path, argv: Sequence[str], environ: dict[str, str] | None = None) -> None:
         self.name, self.directory = name, directory
-        self._argv, self._environ = list(argv), {**os.environ, **(environ or {})}
+        self._argv = ["setpriv", "--pdeathsig", "KILL", "--", *argv]  # nothing outlives a harness that is killed
+        self._environ = {**os.environ, **(environ or {})}
         self._child: subprocess.Popen[bytes] | None = None
 
     @property
