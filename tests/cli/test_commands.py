@@ -429,7 +429,8 @@ async def test_events_follow_as_a_program(skyrack: Command, fake: FakeCloud) -> 
     """In a process of its own: lines come as events happen, Ctrl-C ends it."""
     environ = os.environ | {name: value for name, value in skyrack.environ.items() if value}
     words = ("-m", "skyrack.cli.main", "event", "list", "--follow", "--json")
-    process = await asyncio.create_subprocess_exec(sys.executable, *words, env=environ, stdout=asyncio.subprocess.PIPE)
+    program = ("env", "--default-signal=INT", sys.executable)  # whoever started us may have ignored it
+    process = await asyncio.create_subprocess_exec(*program, *words, env=environ, stdout=asyncio.subprocess.PIPE)
     try:
         async with asyncio.timeout(60):
             while "WatchEvents" not in fake.methods():  # noqa: ASYNC110
