@@ -218,15 +218,20 @@ def _guarded(handler: Handler, method: str, rid: str, calls: _Calls) -> Handler:
             async for message in act(_whole(request), context):
                 await context.write(message)
 
+    parse = _tolerant(handler.request_deserializer, handler.request_streaming)
+    return like(handler, many if handler.response_streaming else once, parse)
+
+
+def like(handler: Handler, act: Any, parse: Callable[[bytes], Any] | None) -> Handler:
+    """One that streams as `handler` does and answers with `act`; `parse`: its requests."""
     kind: Any = {
         (False, False): grpc.unary_unary_rpc_method_handler,
         (True, False): grpc.stream_unary_rpc_method_handler,
         (False, True): grpc.unary_stream_rpc_method_handler,
         (True, True): grpc.stream_stream_rpc_method_handler,
     }[handler.request_streaming, handler.response_streaming]
-    parse = _tolerant(handler.request_deserializer, handler.request_streaming)
-    guarded: Handler = kind(many if handler.response_streaming else once, parse, handler.response_serializer)
-    return guarded
+    made: Handler = kind(act, parse, handler.response_serializer)
+    return made
 
 
 def _whole(request: Any) -> Any:

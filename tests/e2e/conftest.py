@@ -13,6 +13,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -40,18 +41,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         items[place] = item
 
 
-@pytest.fixture(scope="package")
-def rack() -> Iterator[RunningRack]:
-    """One controller, one network node, two compute nodes, one storage node; every daemon UP."""
-    if kept := os.environ.get("SKYRACK_E2E_RACK"):
+@contextmanager
+def brought_up(letter: str, kept: str, **counts: int) -> Iterator[RunningRack]:
+    """A rack of its own, named with that letter; or `kept`, the name of one that is up already, and stays up."""
+    if kept:
         running = RunningRack(kept, str(state.base()))
         running.adopt()
         yield running
         return
     base = tempfile.mkdtemp(prefix="skyrack-e2e-")
-    running = RunningRack(f"e{os.getpid()}", base)
+    running = RunningRack(f"{letter}{os.getpid()}", base)
     try:
-        running.up(controllers=1, networks=1, computes=2, storages=1)
+        running.up(**counts)
         yield running
     except BaseException:
         print_logs(running)
@@ -59,6 +60,14 @@ def rack() -> Iterator[RunningRack]:
     finally:
         running.down()
         shutil.rmtree(base, ignore_errors=True)
+
+
+@pytest.fixture(scope="package")
+def rack() -> Iterator[RunningRack]:
+    """One controller, one network node, two compute nodes, one storage node; every daemon UP."""
+    kept = os.environ.get("SKYRACK_E2E_RACK", "")
+    with brought_up("e", kept, controllers=1, networks=1, computes=2, storages=1) as running:
+        yield running
 
 
 @pytest.fixture(scope="package")

@@ -6,8 +6,6 @@ On a rack of its own, which is gone before the others' comes up.
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -19,9 +17,8 @@ import pytest
 
 from skyrack.client.floating_ip import FloatingIp
 from skyrack.client.sync import Cloud
-from skyrack.sandbox import state
 from tests.e2e import tenant as tenants
-from tests.e2e.conftest import print_logs
+from tests.e2e.conftest import brought_up
 from tests.e2e.patience import LIMIT_S, until
 from tests.e2e.ping import Ping
 from tests.e2e.running_rack import RunningRack
@@ -34,22 +31,9 @@ CONTROLLERS = ("c1", "c2", "c3")
 @pytest.fixture(scope="module")
 def trio() -> Iterator[RunningRack]:
     """SKYRACK_E2E_TRIO=NAME takes one that is up already, and leaves it up: for writing tests."""
-    if kept := os.environ.get("SKYRACK_E2E_TRIO"):
-        running = RunningRack(kept, str(state.base()))
-        running.adopt()
+    kept = os.environ.get("SKYRACK_E2E_TRIO", "")
+    with brought_up("f", kept, controllers=3, networks=1, computes=2, storages=1) as running:
         yield running
-        return
-    base = tempfile.mkdtemp(prefix="skyrack-e2e-")
-    running = RunningRack(f"f{os.getpid()}", base)
-    try:
-        running.up(controllers=3, networks=1, computes=2, storages=1)
-        yield running
-    except BaseException:
-        print_logs(running)
-        raise
-    finally:
-        running.down()
-        shutil.rmtree(base, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 import grpc
 
 from controllerd.api.rpc.gate import Context
+from daemonkit import rpc
 from daemonkit.errors import Fenced, NotLeader, Unavailable
 
 GRACE_S = 1.0
@@ -177,15 +178,7 @@ def _wrapped(handler: Handler, entry: _Entry) -> Handler:
             async for message in act(request, context):
                 await context.write(message)
 
-    kind: Any = {
-        (False, False): grpc.unary_unary_rpc_method_handler,
-        (True, False): grpc.stream_unary_rpc_method_handler,
-        (False, True): grpc.unary_stream_rpc_method_handler,
-        (True, True): grpc.stream_stream_rpc_method_handler,
-    }[handler.request_streaming, handler.response_streaming]
-    act_in_term = many if handler.response_streaming else once
-    wrapped: Handler = kind(act_in_term, handler.request_deserializer, handler.response_serializer)
-    return wrapped
+    return rpc.like(handler, many if handler.response_streaming else once, handler.request_deserializer)
 
 
 def service_of(method: str) -> str:

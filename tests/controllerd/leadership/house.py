@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -266,3 +267,16 @@ async def until(what: Until, within_s: float = 20.0) -> float:
         while not what():  # noqa: ASYNC110  time is virtual
             await asyncio.sleep(0.01)
     return loop().time() - begun_s
+
+
+@asynccontextmanager
+async def house(names: str = "abc", blank: str = "", seed: int = 1) -> AsyncIterator[House]:
+    h = House(seed, names)
+    for name, controller in h.controllers.items():
+        if name not in blank:
+            controller.bootstrap()
+    h.start()
+    try:
+        yield h
+    finally:
+        await h.end()
