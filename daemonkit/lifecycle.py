@@ -7,9 +7,7 @@ Two daemons on one data directory: the second refuses to start (flock), whatever
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import fcntl
-import gc
 import logging
 import os
 import signal
@@ -18,14 +16,10 @@ import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from daemonkit import heap
 from daemonkit.errors import ConfigError
 
 log = logging.getLogger(__name__)
-
-# mallopt(3): parameters of glibc's allocator.
-_M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8
-_LARGE_BYTES = 256 << 10
-_ARENAS = 2
 
 
 class DataDirectory:
@@ -52,7 +46,7 @@ class Lifecycle:
     def __init__(self) -> None:
         self.stopping = asyncio.Event()
         self.is_ready = False
-        self._watchdog: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     def ready(self, status: str) -> None:
         """Tells systemd that the daemon serves, and starts feeding its watchdog (if it asked for one). Again: a new status."""
@@ -63,10 +57,10 @@ class Lifecycle:
         self.is_ready = True
         interval_us = int(os.environ.get("WATCHDOG_USEC", "0"))
         ours = os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
-        if interval_us and ours and self._watchdog is None:
-            self._watchdog = asyncio.get_running_loop().create_task(_feed_watchdog(interval_us / 3e6))
-        gc.collect()
-        gc.freeze()  # what was made by now stays to the end: later collections need not look at it
+        if interval_us and ours:
+            self._tasks.append(asyncio.get_running_loop().create_task(_feed_watchdog(interval_us / 3e6)))
+        heap.settle()
+        self._tasks.append(asyncio.get_running_loop().create_task(heap.tend()))
         log.info("ready", extra={"status": status})
 
     def tell(self, status: str) -> None:
@@ -79,8 +73,8 @@ class Lifecycle:
             self.stopping.set()
 
     def close(self) -> None:
-        if self._watchdog is not None:
-            self._watchdog.cancel()
+        for task in self._tasks:
+            task.cancel()
 
 
 def run(main: Callable[[Lifecycle], Awaitable[None]]) -> int:
@@ -89,7 +83,7 @@ def run(main: Callable[[Lifecycle], Awaitable[None]]) -> int:
     A ConfigError is one line on standard error; everything else is logged with its traceback. Tasks that `main` left behind
     are cancelled and waited for.
     """
-    give_memory_back()
+    heap.give_memory_back()
     try:
         asyncio.run(_live(main))
     except Exception as error:
@@ -99,16 +93,6 @@ def run(main: Callable[[Lifecycle], Awaitable[None]]) -> int:
             log.critical("ended by an error", exc_info=error)
         return 1
     return 0
-
-
-def give_memory_back() -> None:
-    """Tells glibc to return large blocks to the kernel when they are freed, and to keep few arenas for threads.
-
-    Left alone it raises the threshold each time a large block is freed: two logins (argon2, 19 MiB each) cost 40 MiB for good.
-    """
-    libc = ctypes.CDLL(None)
-    libc.mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
-    libc.mallopt(_M_ARENA_MAX, _ARENAS)
 
 
 def _config_error(error: Exception) -> ConfigError | None:
