@@ -280,7 +280,15 @@ class Database:
             finally:
                 connection.execute("ROLLBACK")
         finally:
+            self._take_back(connection)
+
+    def _take_back(self, connection: apsw.Connection) -> None:
+        """Whoever keeps a cursor keeps the connection at the state it has read, and all later reads with it."""
+        if connection.txn_state("main") == apsw.SQLITE_TXN_NONE:
             self._idle_readers.append(connection)
+        else:
+            log.error("a read has left a cursor open; its connection is given up")
+            connection.close(force=True)
 
     def _reader(self) -> apsw.Connection:
         flags = apsw.SQLITE_OPEN_READONLY

@@ -116,6 +116,20 @@ async def test_many_readers_beside_a_writer(tmp_path: Path) -> None:
             await database.read(put("by a reader"))
 
 
+async def test_who_keeps_a_cursor_keeps_no_reader_at_an_old_state(tmp_path: Path) -> None:
+    def leave_open(tx: Tx) -> apsw.Cursor:
+        cursor = tx.connection.execute("SELECT name FROM project")
+        next(cursor)
+        return cursor
+
+    async with opened(tmp_path / "db") as database:
+        await asyncio.gather(*(database.write(put(name)) for name in ("first", "second")))
+        kept = [await database.read(leave_open) for _ in range(4)]
+        await database.write(put("third"))
+        assert [await names(database) for _ in range(4)] == [{"first", "second", "third"}] * 4
+        del kept
+
+
 async def test_every_start_raises_the_epoch(tmp_path: Path) -> None:
     epochs = []
     for _ in range(3):
