@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import random
 import sys
@@ -69,6 +70,7 @@ class Agent:
         self._pems = [(options.tls / file).read_bytes() for file in ("ca.pem", "node.key", f"{self._name}.pem")]
         self._controllers = list(options.controllers)
         self._bodies: dict[str, bytes] = {}
+        self._hash = state_hash({})  # of the bodies, as the controller says
         self._guests: dict[str, pb.ServerSpec] = {}
         self._ports: set[str] = set()
         self._epoch = self._generation = self._report_seq = self._nodes = 0
@@ -100,6 +102,7 @@ class Agent:
             if hint:
                 continue
             if lasted_s >= GOOD_SESSION_S:
+                turn = 1
                 wait_s, backoff_s = max(BACKOFF_FIRST_S, self._nodes * SPREAD_S), BACKOFF_FIRST_S
             else:
                 wait_s, backoff_s = backoff_s, min(backoff_s * 2, BACKOFF_MAX_S)
@@ -135,7 +138,7 @@ class Agent:
         await self._say(hello=pb.Hello(
             kind=KINDS[self._kind], node=self._name, version="0", highest_epoch=self._epoch, boot_id="simulated",
             inventory=self._inventory, desired_epoch=self._epoch, desired_generation=self._generation,
-            desired_hash=state_hash(self._bodies),
+            desired_hash=self._hash,
         ))  # fmt: skip
         first = await self._hear()
         self._welcome, self._epoch = first.welcome, first.epoch
@@ -197,7 +200,7 @@ class Agent:
         changed = {}
         for spec in delta.put:
             changed[key_of(spec)] = self._bodies[key_of(spec)] = encode(spec)
-        self._generation = delta.generation
+        self._generation, self._hash = delta.generation, delta.hash
         if self._options.verify and state_hash(self._bodies) != delta.hash:
             self._totals.mismatches += 1
         if observed := list(self._observed(changed)):
@@ -281,6 +284,7 @@ def status(totals: Totals) -> dict[str, object]:
 
 
 async def main(options: argparse.Namespace) -> None:
+    gc.disable()  # it would look at a thousand nodes again and again
     totals = Totals()
     agents = [Agent(number, kind, options, totals) for number in range(options.nodes) for kind in KINDS]
     running = [asyncio.create_task(agent.run()) for agent in agents]

@@ -44,7 +44,7 @@ from controllerd.app.volume import Volumes, detach_all
 from controllerd.config import ControllerConfig
 from controllerd.domain.placement import Ratios
 from controllerd.leadership.commit_log import CommitLog
-from controllerd.leadership.member import Member
+from controllerd.leadership.member import Member, heirs
 from controllerd.reconcilers.expiry import Expiry
 from controllerd.reconcilers.lost_node import LostNodes
 from controllerd.reconcilers.orphan_claim import OrphanClaims
@@ -149,8 +149,9 @@ class Controller:
         return list(dict.fromkeys([self._me.api, *(member.api for member in self._membership.members().values())]))
 
     def _all_agents(self) -> list[str]:
-        """Where agents can dial, this controller first."""
-        return list(dict.fromkeys([self._me.agents, *(member.agents for member in self._membership.members().values())]))
+        """Where agents can dial: this controller, then whoever would lead after it."""
+        members = self._membership.members()
+        return [self._me.agents, *(members[name].agents for name in heirs(self._me.name, members))]
 
     async def open(self) -> None:
         """Errors: ConfigError; Fenced, Unavailable of a replicated log."""

@@ -17,7 +17,7 @@ _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8
 _LARGE_BYTES = 256 << 10
 _ARENAS = 2
 
-_YOUNG, _MIDDLE, _NEVER = 2000, 10, 1 << 30
+_NEVER = 1 << 30
 LOOK_INTERVAL_S = 10.0
 GROWTH, GROWTH_MIN_BLOCKS = 1.25, 50_000  # some 5 MiB
 
@@ -36,7 +36,8 @@ def settle() -> None:
     """What is there now stays to the end. From now on somebody must `tend` the heap."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(_YOUNG, _MIDDLE, _NEVER)
+    young, middle, _old = gc.get_threshold()
+    gc.set_threshold(young, middle, _NEVER)
 
 
 async def tend(interval_s: float = LOOK_INTERVAL_S) -> None:

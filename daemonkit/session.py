@@ -194,6 +194,7 @@ class Session:
                 log.error("refused by the controller", extra={"controller": address, "why": error.message})
                 wait_s = REFUSED_BACKOFF_S
             elif lasted_s >= GOOD_SESSION_S:
+                turn = 1  # the leader has named itself first, and then who leads after it
                 wait_s, backoff_s = max(BACKOFF_FIRST_S, self._nodes * SPREAD_S), BACKOFF_FIRST_S
             else:
                 wait_s, backoff_s = backoff_s, min(backoff_s * 2, BACKOFF_MAX_S)

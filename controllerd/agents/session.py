@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 from google.protobuf.json_format import MessageToDict
@@ -24,6 +24,7 @@ from controllerd.agents import clock, order
 from controllerd.agents.clock import AgentClock
 from controllerd.agents.compilation import Compilation, Compile, Wanted
 from controllerd.agents.desired.state import State
+from controllerd.agents.door import Door
 from controllerd.agents.intake import FAULT_LENGTH_MAX, Intake
 from controllerd.domain.node import AGENT_OF_ROLE, AgentRecord, Node, check_agent
 from controllerd.store import agent_task, event, recovery, server
@@ -86,7 +87,9 @@ class _Session:
     whole_wanted: bool = False  # the agent asked for its desired state afresh
     heard_s: float = 0.0
     agents: int = 0  # of the cloud when it began: what its interval is for
-    taking: bool = False  # a message of its is being applied: silence now is ours
+    on_hold: bool = False  # when it began: see `recovery`
+    heeded: asyncio.Event = field(default_factory=asyncio.Event)  # its turn came, and what it says is read
+    taking: bool = False  # it waits for its turn, or a message of its is being applied: silence now is ours
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     queries: asyncio.Queue[agent_pb2.Query] = field(default_factory=lambda: asyncio.Queue(QUERIES_MAX))
     questions: dict[str, asyncio.Future[agent_pb2.Answer]] = field(default_factory=dict)
@@ -103,6 +106,7 @@ class Sessions:
     ) -> None:
         self._db, self._compilation, self._intake = database, Compilation(database, compilers), intake
         self._settings, self._runtime = settings, runtime
+        self._door = Door()
         self._sessions: dict[tuple[str, str], _Session] = {}
         self._carrying: dict[str, dict[_Session, None]] = {}  # network -> sessions that were sent something of it
         self._gathering: dict[_Session, None] = {}  # wait for more of their networks' news
@@ -175,10 +179,12 @@ class Sessions:
         try:
             hello = await _hello(stream)
             came_s = self._db.now_s()
-            session = await self._admit(stream, hello, identity)
-            session.clock.told(hello, came_s)
-            with self._registered(session):
-                session.agents = await self._db.write(lambda tx: self._record(tx, session, hello))
+            with ExitStack() as stack:
+                async with self._door.passed():
+                    session = await self._admit(stream, hello, identity)
+                    session.clock.told(hello, came_s)
+                    stack.enter_context(self._registered(session))
+                    session.agents, session.on_hold = await self._db.write(lambda tx: self._record(tx, session, hello))
                 await self._talk(session, hello)
         except Exception as error:
             return _reason(error)
@@ -225,8 +231,8 @@ class Sessions:
                     future.set_exception(Unavailable("the node left before it answered"))
             log.info("agent left", extra={"node": session.node.name, "agent": session.kind})
 
-    def _record(self, tx: Tx, session: _Session, hello: agent_pb2.Hello) -> int:
-        """Gives how many agents the cloud has."""
+    def _record(self, tx: Tx, session: _Session, hello: agent_pb2.Hello) -> tuple[int, bool]:
+        """Gives how many agents the cloud has, and whether this one is told nothing yet."""
         known = node_store.agent(tx, session.node.id, session.kind)
         inventory = _content(hello.inventory)
         record = AgentRecord(session.node.id, session.kind, True, tx.now, False, hello.version, hello.boot_id, inventory)
@@ -239,7 +245,7 @@ class Sessions:
             tx.touch(*server.ids_of_node(tx, session.node.id))  # they no longer show UNKNOWN
         if session.clock.off is not None:
             clock.record(tx, session.node, session.clock)
-        return node_store.count_agents(tx)
+        return node_store.count_agents(tx), recovery.held(tx, *session.key)
 
     async def _talk(self, session: _Session, hello: agent_pb2.Hello) -> None:
         welcome = agent_pb2.Welcome(
@@ -309,8 +315,14 @@ class Sessions:
 
     async def _push_all(self, session: _Session, held: bytes) -> None:
         """`held`: hash of what the agent has from an earlier session."""
-        await self._until_released(session)
+        session.taking = True
+        await self._door.quiet()
+        session.taking, session.heard_s = False, self._runtime.clock.boottime_s()
+        if session.on_hold:
+            session.heeded.set()
+            await self._until_released(session)
         await self._push(session, held)
+        session.heeded.set()
         session.dirty.set()  # whatever changed meanwhile
         while True:
             await session.dirty.wait()
@@ -338,6 +350,7 @@ class Sessions:
     # ---- up
 
     async def _receive_all(self, session: _Session) -> None:
+        await session.heeded.wait()
         while True:
             message = await session.stream.receive()
             if session.ended.is_set():  # what a newer session of the agent has reported must not be overwritten

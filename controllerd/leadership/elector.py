@@ -23,9 +23,9 @@ from controllerd.leadership import key
 from controllerd.leadership.follower import Ahead, Behind, Follower, Leader, Scene
 from controllerd.leadership.kv import Created, Delete, Kv, Put
 from controllerd.leadership.lease import Lease, LeaseSettings
-from controllerd.leadership.member import Member
+from controllerd.leadership.member import Member, heirs
 from controllerd.leadership.roster import Roster
-from controllerd.leadership.stance import CAMPAIGN_JITTER_S, Campaign, Follow, View, Wait, next_step
+from controllerd.leadership.stance import TURN_JITTER_S, TURN_S, Campaign, Follow, View, Wait, next_step
 from daemonkit import metrics
 from daemonkit.errors import Conflict, Fenced, NotFound, NotLeader, SkyrackError, Unavailable
 from daemonkit.runtime import Runtime
@@ -78,7 +78,8 @@ class Elector:
         self._name = me().name
         self._term: Term | None = None
         self._vacant_since_s: float | None = None
-        self._jitter_s = 0.0
+        self._turn_s = 0.0
+        self._led_last = ""
         self._told = ""
         self._leaving = False
         self._restrained_until_s = 0.0
@@ -208,16 +209,22 @@ class Elector:
     async def _view(self, scene: Scene) -> View:
         """Errors: Unavailable, Diverged."""
         if scene.leader is not None:
-            self._vacant_since_s = None
+            self._vacant_since_s, self._led_last = None, scene.leader.member.name
             return View(self._name, led=True, fit=False)
         now_s = self._now_s()
         if self._vacant_since_s is None:
-            self._vacant_since_s, self._jitter_s = now_s, self._runtime.jitter_s(CAMPAIGN_JITTER_S)
+            self._vacant_since_s, self._turn_s = now_s, self._turn_in_s()
         return View(
             self._name, led=False, fit=await self._fit(), successor=scene.successor,
-            vacant_s=now_s - self._vacant_since_s, jitter_s=self._jitter_s,
+            vacant_s=now_s - self._vacant_since_s, turn_s=self._turn_s,
             restraint_s=self._restrained_until_s - now_s,
         )  # fmt: skip
+
+    def _turn_in_s(self) -> float:
+        """The heirs of who led try one after the other: agents go to the first of them, and should not have to move on."""
+        others = heirs(self._led_last, [*self.members(), self._name])
+        place = others.index(self._name) if self._name in others else len(others)
+        return place * TURN_S + self._runtime.jitter_s(TURN_JITTER_S)
 
     async def _fit(self) -> bool:
         try:

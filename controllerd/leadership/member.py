@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 
 
@@ -27,3 +28,8 @@ class Member:
         """Fields that this software does not know are left out."""
         known = {f.name for f in fields(cls)}
         return cls(**{key: value for key, value in json.loads(stored).items() if key in known})
+
+
+def heirs(leader: str, names: Iterable[str]) -> list[str]:
+    """The others, in the order in which they try to lead when this one is gone, and agents ask for a session."""
+    return sorted({*names} - {leader}, key=lambda name: (name < leader, name))

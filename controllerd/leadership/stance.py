@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 SUCCESSOR_PATIENCE_S = 1.0  # the named successor has so long before the others try
-CAMPAIGN_JITTER_S = 0.3  # all see at the same moment that nobody leads
+TURN_S, TURN_JITTER_S = 0.15, 0.05  # all see at the same moment that nobody leads
 WAIT_MIN_S = 0.005  # less is not worth a look
 LEADERLESS_POLL_S = 1.0  # of a copy that cannot lead, and waits for one that can
 
@@ -13,14 +13,15 @@ LEADERLESS_POLL_S = 1.0  # of a copy that cannot lead, and waits for one that ca
 @dataclass(frozen=True)
 class View:
     """`led`: somebody holds the leader key. `fit`: this copy has all that is in the log. `vacant_s`: so long ago it was first
-    seen that nobody leads. `jitter_s`: drawn then. `restraint_s`: so long this controller still leaves it to others."""
+    seen that nobody leads. `turn_s`: this controller's turn to try comes so long after. `restraint_s`: so long it still leaves
+    it to others."""
 
     me: str
     led: bool
     fit: bool
     successor: str = ""
     vacant_s: float = 0.0
-    jitter_s: float = 0.0
+    turn_s: float = 0.0
     restraint_s: float = 0.0
 
 
@@ -49,5 +50,5 @@ def next_step(view: View) -> Follow | Campaign | Wait:
     if view.successor == view.me:
         return Campaign()
     patience_s = SUCCESSOR_PATIENCE_S if view.successor else 0.0
-    left_s = max(patience_s + view.jitter_s - view.vacant_s, view.restraint_s)
+    left_s = max(patience_s + view.turn_s - view.vacant_s, view.restraint_s)
     return Wait(left_s) if left_s > WAIT_MIN_S else Campaign()

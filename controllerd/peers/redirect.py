@@ -2,8 +2,8 @@
 
 An agent that comes while nobody leads, or the leader does not answer, is held until somebody serves, for `HOLD_S`. If it is
 this controller that leads then, the agent's session begins where it is. Else the agent is sent to the leader: so all agents
-know the new one at once, however long their own pauses have grown; they are let go spread over some time, for its sake. Others,
-which know how to wait by themselves, are answered at once.
+know the new one at once, however long their own pauses have grown. For the new leader's sake they are let in, or go, spread
+over some time. Others, which know how to wait by themselves, are answered at once.
 """
 
 from __future__ import annotations
@@ -47,12 +47,11 @@ class Redirect(grpc.GenericRpcHandler):
 
     async def _hold_agent(self, requests: Any, context: Context) -> None:
         if self._link.serving() is None:
-            spread_s = await self._hold()
+            await asyncio.sleep(self._runtime.jitter_s(await self._hold()))
             if (here := self._own(AGENT_SESSION)) is not None:
                 session: Any = here.stream_stream
                 await session(requests, context)
                 return
-            await asyncio.sleep(self._runtime.jitter_s(spread_s))
         await self._send(requests, context)
 
     async def _hold(self) -> float:
