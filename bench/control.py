@@ -200,19 +200,23 @@ async def scale(run: Run) -> None:
     async with stand(run.scale.nodes, run.scale.servers) as at:
         controller, size = at.controllers[0], f"{run.scale.nodes} nodes, {run.scale.servers} servers"
         await asyncio.sleep(run.scale.settle_s)
-        lag, cpu_s = controller.lag(), controller.process.cpu_s()
+        begin, cpu_s = controller.lag(), controller.process.cpu_s()
         await asyncio.sleep(run.scale.idle_s)
         idle_pct = (controller.process.cpu_s() - cpu_s) / run.scale.idle_s * 100
         run.saw(f"idle with {size}, % of a core", idle_pct, "idle_1000_nodes_cpu_pct")
         run.saw(f"idle with {size}, PSS MiB", controller.process.pss_mib(), "idle_1000_nodes_pss_mib")
-        times = await list_ms(at, run.scale.lists)
+        _lag(run, controller, begin, "full cloud, idle")
+        begin, times = controller.lag(), await list_ms(at, run.scale.lists)
         run.saw("list of 1,000 servers, p50 ms", median(times))
         run.saw("list of 1,000 servers, p99 ms", percentile(times, 99), "list_1000_p99_ms")
-        alone = await create_active_ms(at, run.scale.alone // 5)
+        _lag(run, controller, begin, "full cloud, lists")
+        begin, alone = controller.lag(), await create_active_ms(at, run.scale.alone // 5)
         run.saw(f"create to ACTIVE alone with {size}, p50 ms", median(alone))
         run.saw(f"burst with {size}, servers/s", await burst_per_s(at, run.scale.burst))
+        _lag(run, controller, begin, "full cloud, launches")
+        begin = controller.lag()
         run.saw(f"telemetry of {run.scale.nodes}/s, 30 % of acks lost", await telemetry(at, run.scale.telemetry_s))
-        _lag(run, controller, lag, "full cloud")
+        _lag(run, controller, begin, "full cloud, telemetry")
 
 
 async def list_ms(at: Stand, rounds: int) -> list[float]:
@@ -258,12 +262,25 @@ async def cluster(run: Run) -> None:
         run.saw(f"leader killed to first write, median of {len(times)}, s", median(times), "failover_p50_s", 2)
         run.saw("leader killed to first write, worst, s", max(times))
     async with stand(run.scale.nodes, run.scale.servers, members=3) as at, AsyncExitStack() as stack:
-        back = [(await failover_s(at, stack))[1] for _ in range(run.scale.rehomes)]
+        await asyncio.sleep(run.scale.settle_s)
+        back = [await rehome_s(run, at, stack) for _ in range(run.scale.rehomes)]
         run.saw(f"first write to all agents of {run.scale.nodes} nodes back, worst, s", max(back), "rehome_1000_s")
 
 
-async def failover_s(at: Stand, stack: AsyncExitStack) -> tuple[float, float]:
-    """(seconds from the leader's death to the first acknowledged write, from there until the last agent was welcomed)."""
+async def rehome_s(run: Run, at: Stand, stack: AsyncExitStack) -> float:
+    """From the first write on until the last agent was welcomed."""
+    lags = {controller.name: controller.lag() for controller in at.controllers}
+    back = (await failover_s(at, stack, run.scale.settle_s))[1]
+    leader = await at.leader()
+    _lag(run, leader, lags[leader.name], f"failover of {run.scale.nodes} nodes")
+    return back
+
+
+async def failover_s(at: Stand, stack: AsyncExitStack, rest_s: float = 3.0) -> tuple[float, float]:
+    """(seconds from the leader's death to the first acknowledged write, from there until the last agent was welcomed).
+
+    `rest_s`: afterwards, for the one that comes back to follow again, and for agents to feel at home.
+    """
     leader = await at.leader()
     killed = time.monotonic()
     await leader.process.kill()
@@ -272,7 +289,7 @@ async def failover_s(at: Stand, stack: AsyncExitStack) -> tuple[float, float]:
     status = await at.all_in_session()
     await leader.start(stack)
     await at.leader()
-    await asyncio.sleep(3.0)  # the one that came back follows again
+    await asyncio.sleep(rest_s)
     return wrote - killed, max(0.0, status["last_welcome"] - wrote)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 SUCCESSOR_PATIENCE_S = 1.0  # the named successor has so long before the others try
-TURN_S, TURN_JITTER_S = 0.15, 0.05  # all see at the same moment that nobody leads
+TURN_S, TURN_JITTER_S = 0.3, 0.05  # all see at the same moment that nobody leads
 WAIT_MIN_S = 0.005  # less is not worth a look
 LEADERLESS_POLL_S = 1.0  # of a copy that cannot lead, and waits for one that can
 

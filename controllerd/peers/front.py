@@ -44,7 +44,7 @@ class Front:
         self._names = {"api": list(public), "agents": [*INNER, *public]}
         self._link = Link(leaders, tls)
         self._public = Switch(public, Forwarder(self._link, settings.forward))
-        self._inner = Switch(self._names["agents"], Redirect(leaders, self._link, self._in_term, runtime), admit)
+        self._inner = Switch(self._names["agents"], Redirect(leaders, self._link, self._in_term), admit)
         self._leads = False
         self._api, self._agents = rpc.Server(runtime.new_id), rpc.Server(runtime.new_id)
         self.api_port = self.agents_port = 0

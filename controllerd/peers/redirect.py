@@ -2,8 +2,8 @@
 
 An agent that comes while nobody leads, or the leader does not answer, is held until somebody serves, for `HOLD_S`. If it is
 this controller that leads then, the agent's session begins where it is. Else the agent is sent to the leader: so all agents
-know the new one at once, however long their own pauses have grown. For the new leader's sake they are let in, or go, spread
-over some time. Others, which know how to wait by themselves, are answered at once.
+know the new one at once, however long their own pauses have grown. For the new leader's sake they are let in, or go, one after
+the other. Others, which know how to wait by themselves, are answered at once.
 """
 
 from __future__ import annotations
@@ -18,21 +18,20 @@ from controllerd.api.rpc.gate import Context
 from controllerd.leadership.leaders import Leaders
 from controllerd.peers.link import Link
 from daemonkit.errors import NoLeader, NotLeader
-from daemonkit.runtime import Runtime
 from skyrack.v1 import agent_pb2
 
 AGENT_SESSION = "/skyrack.v1.AgentService/Session"
 HOLD_S = 8.0  # less than an agent waits for its welcome
 HELD_MAX = 20_000  # agents
-SPREAD_S = 0.001  # an agent that was held
+TURN_S, TURNS_MAX_S = 0.0015, 4.0  # those that were held are let in, or go, so long one after the other, within that time
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic for the type checker only
 
 
 class Redirect(grpc.GenericRpcHandler):
-    def __init__(self, leaders: Leaders, link: Link, own: Callable[[str], Handler | None], runtime: Runtime) -> None:
+    def __init__(self, leaders: Leaders, link: Link, own: Callable[[str], Handler | None]) -> None:
         """`own`: what answers a method here while this controller leads."""
-        self._leaders, self._link, self._own, self._runtime = leaders, link, own, runtime
+        self._leaders, self._link, self._own = leaders, link, own
         self._held = 0
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler:
@@ -47,19 +46,19 @@ class Redirect(grpc.GenericRpcHandler):
 
     async def _hold_agent(self, requests: Any, context: Context) -> None:
         if self._link.serving() is None:
-            await asyncio.sleep(self._runtime.jitter_s(await self._hold()))
+            await asyncio.sleep(await self._hold() * TURN_S % TURNS_MAX_S)
             if (here := self._own(AGENT_SESSION)) is not None:
                 session: Any = here.stream_stream
                 await session(requests, context)
                 return
         await self._send(requests, context)
 
-    async def _hold(self) -> float:
-        """Gives within how many seconds this agent shall go. Errors: NoLeader."""
+    async def _hold(self) -> int:
+        """Gives this agent's place among those that are held. Errors: NoLeader."""
         if self._held >= HELD_MAX:
             raise NoLeader(HOLD_S)
         self._held += 1
-        spread_s = self._held * SPREAD_S
+        place = self._held
         try:
             async with asyncio.timeout(HOLD_S):
                 while self._link.serving() is None and self._own(AGENT_SESSION) is None:
@@ -68,4 +67,4 @@ class Redirect(grpc.GenericRpcHandler):
             raise NoLeader(1.0) from None
         finally:
             self._held -= 1
-        return spread_s
+        return place
