@@ -23,7 +23,7 @@ from skyrack.v1 import agent_pb2
 AGENT_SESSION = "/skyrack.v1.AgentService/Session"
 HOLD_S = 8.0  # less than an agent waits for its welcome
 HELD_MAX = 20_000  # agents
-TURN_S, TURNS_MAX_S = 0.0015, 4.0  # those that were held are let in, or go, so long one after the other, within that time
+TURN_S, TURNS_MAX_S = 0.0015, 4.0  # one that was held is let in, or goes, so long after another; all of them within that time
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic for the type checker only
 
@@ -32,7 +32,8 @@ class Redirect(grpc.GenericRpcHandler):
     def __init__(self, leaders: Leaders, link: Link, own: Callable[[str], Handler | None]) -> None:
         """`own`: what answers a method here while this controller leads."""
         self._leaders, self._link, self._own = leaders, link, own
-        self._held = 0
+        self._held: dict[asyncio.Future[None], None] = {}  # in the order in which they came
+        self._letting_go: asyncio.Task[None] | None = None
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler:
         if handler_call_details.method != AGENT_SESSION:
@@ -46,25 +47,42 @@ class Redirect(grpc.GenericRpcHandler):
 
     async def _hold_agent(self, requests: Any, context: Context) -> None:
         if self._link.serving() is None:
-            await asyncio.sleep(await self._hold() * TURN_S % TURNS_MAX_S)
+            await self._hold()
             if (here := self._own(AGENT_SESSION)) is not None:
                 session: Any = here.stream_stream
                 await session(requests, context)
                 return
         await self._send(requests, context)
 
-    async def _hold(self) -> int:
-        """Gives this agent's place among those that are held. Errors: NoLeader."""
-        if self._held >= HELD_MAX:
+    async def _hold(self) -> None:
+        """Until it is this agent's turn. Errors: NoLeader."""
+        if len(self._held) >= HELD_MAX:
             raise NoLeader(HOLD_S)
-        self._held += 1
-        place = self._held
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._held[turn] = None
+        if self._letting_go is None:
+            self._letting_go = asyncio.create_task(self._let_go())
         try:
             async with asyncio.timeout(HOLD_S):
-                while self._link.serving() is None and self._own(AGENT_SESSION) is None:
-                    await self._link.changed()
+                await turn
         except TimeoutError:
             raise NoLeader(1.0) from None
         finally:
-            self._held -= 1
-        return place
+            self._held.pop(turn, None)
+
+    async def _let_go(self) -> None:
+        """One after the other, while somebody serves, until nobody is held. Woken together they would keep all else waiting."""
+        try:
+            turn_s = TURN_S
+            while self._held:
+                if self._link.serving() is None and self._own(AGENT_SESSION) is None:
+                    await self._link.changed()
+                    turn_s = min(TURN_S, TURNS_MAX_S / max(1, len(self._held)))
+                    continue
+                turn = next(iter(self._held))
+                del self._held[turn]
+                if not turn.done():
+                    turn.set_result(None)
+                await asyncio.sleep(turn_s)
+        finally:
+            self._letting_go = None
