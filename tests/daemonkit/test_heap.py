@@ -50,11 +50,14 @@ async def test_what_is_old_and_dead_goes_when_there_is_much_of_it() -> None:
     try:
         await asyncio.sleep(0.1)
         assert looks() == before  # nothing has grown
-        first = weakref.ref(Ring())
+        ring = Ring()
+        first = weakref.ref(ring)
+        gc.collect(1)  # it is old now
+        del ring
         async with asyncio.timeout(HANG_S):
             while first() is not None:
                 _dead = [Ring() for _ in range(2_000)]
-                gc.collect(1)  # they are old now
+                gc.collect(1)  # and so are these
                 del _dead
                 await asyncio.sleep(0.01)
         assert looks() > before
