@@ -291,8 +291,7 @@ class KernelDriver:
             with open(netns.path(peer.ns), "rb") as namespace:  # noqa: PTH123
                 netlink.add_veth(link.name, link.mtu or 1500, peer.name, peer.mac or "", peer.mtu or 1500, namespace.fileno())
         else:
-            add_tap(link.name)
-            netlink.set_link(netlink.index(link.name), mtu=link.mtu, alias=name.ALIAS)
+            add_tap(link.name, lambda: netlink.set_link(netlink.index(link.name), mtu=link.mtu, alias=name.ALIAS))
 
     def _delete_link(self, ns: str, device: str) -> None:
         """A device that has a port's name but was not made by us only leaves the bridge."""
@@ -401,10 +400,14 @@ def _observed(info: LinkInfo, master: str) -> Link:
     )
 
 
-def add_tap(device: str) -> None:
-    """A persistent TAP, as QEMU wants it: with the virtio-net header, one queue. Errors: OSError."""
+def add_tap(device: str, mark: Callable[[], None] = lambda: None) -> None:
+    """A persistent TAP, as QEMU wants it: with the virtio-net header, one queue. Errors: OSError.
+
+    `mark()` is called before it is persistent: when this process is killed there, no TAP stays that nobody knows for ours.
+    """
     with open("/dev/net/tun", "r+b", buffering=0) as tun:  # noqa: PTH123
         fcntl.ioctl(tun, TUNSETIFF, struct.pack("16sH22x", device.encode(), IFF_TAP | IFF_NO_PI | IFF_VNET_HDR))
+        mark()
         fcntl.ioctl(tun, TUNSETPERSIST, 1)
 
 
