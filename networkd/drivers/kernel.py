@@ -400,7 +400,7 @@ def _observed(info: LinkInfo, master: str) -> Link:
     )
 
 
-def add_tap(device: str, mark: Callable[[], None] = lambda: None) -> None:
+def add_tap(device: str, mark: Callable[[], None]) -> None:
     """A persistent TAP, as QEMU wants it: with the virtio-net header, one queue. Errors: OSError.
 
     `mark()` is called before it is persistent: when this process is killed there, no TAP stays that nobody knows for ours.
